@@ -103,6 +103,16 @@ def test_interleaving_is_handed_over_with_its_seconds() -> None:
     }
 
 
+@pytest.mark.parametrize(("seconds", "apart"), [(0.5, "6.5"), (0.7, "9.1")])
+def test_positions_that_vllm_would_cut_are_refused(seconds: float, apart: str) -> None:
+    """Qwen3-Omni: 13 positions a second; vLLM's are whole. 1 and 2 seconds are fine."""
+    at = replace(request(Media("a", (), (clip(),), (), "")), second_per_grid=(seconds,))
+    with pytest.raises(BatchError, match=f"lie {apart} positions apart"):
+        processor_keywords(at, 13)
+    for fine in (1.0, 2.0):
+        assert "fps" in processor_keywords(replace(at, second_per_grid=(fine,)), 13)
+
+
 @pytest.mark.parametrize(
     ("videos", "audios"),
     [

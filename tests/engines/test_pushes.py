@@ -17,10 +17,10 @@ from omni_grpo_core.engines.proof import Proof
 from omni_grpo_core.engines.requests import Answer, Drawn, Request, Sampling
 from omni_grpo_core.engines.transformers_backend import TransformersBackend
 from omni_grpo_core.engines.weights import Adapter, fingerprint, is_adapter
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import BatchError, ConfigError
 from omni_grpo_core.pipeline.inputs import Inputs, prepare
 from omni_grpo_core.pipeline.settings import Settings, load_settings
-from omni_grpo_core.tiny import checkpoint_dir, data_file
+from omni_grpo_core.tiny import FamilyName, checkpoint_dir, data_file
 from omni_grpo_core.tolerances import ENGINE
 from omni_grpo_core.training.check_engine import check_engine
 from omni_grpo_core.training.config import LoraConfig, TrainConfig, VllmConfig
@@ -32,7 +32,8 @@ class Sleeper:
 
     name = "sleeper"
 
-    def __init__(self) -> None:
+    def __init__(self, prompt_ids: tuple[int, ...]) -> None:
+        self.prompt_ids = prompt_ids
         self.calls: list[str] = []
         self.asleep = False
 
@@ -43,7 +44,7 @@ class Sleeper:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
         self._called("generate")
         drawn = Drawn((sampling.eos_ids[0],), (-1.0,), "stop")
-        return [Answer((), (drawn,) * sampling.group_size) for _ in requests]
+        return [Answer(self.prompt_ids, (drawn,) * sampling.group_size) for _ in requests]
 
     def load(self, folder: Path) -> str:
         self._called(f"load {folder.name}")
@@ -104,7 +105,8 @@ def engine_of(
 def test_an_engine_is_woken_loaded_asked_and_put_to_sleep(
     policy: Policy, settings: Settings, lora: bool, first: list[str], second: list[str]
 ) -> None:
-    inputs, backend = inputs_of(policy, settings, 21), Sleeper()
+    inputs = inputs_of(policy, settings, 21)
+    backend = Sleeper(tuple(inputs.batch.rows[0].input_ids.tolist()))
     engine = engine_of(policy, settings, backend, lora)
     for _ in range(2):
         engine.push()
@@ -112,6 +114,17 @@ def test_an_engine_is_woken_loaded_asked_and_put_to_sleep(
     asked = ["generate", "sleep"]
     engine.close()
     assert backend.calls == ["wake", *first, *asked, "wake", *second, *asked, "close"]
+
+
+def test_a_rollout_on_other_ids_is_none(policy: Policy, settings: Settings) -> None:
+    """A proof looks at eight rows; the rows behind them may be read otherwise."""
+    inputs = inputs_of(policy, settings, 21)
+    own = inputs.batch.rows[0].input_ids.tolist()
+    engine = engine_of(policy, settings, Sleeper((*own, own[-1])), False)
+    with pytest.raises(BatchError, match="the engine reads the batch's text") as raised:
+        engine.rollout(inputs, group_size=2, max_new_tokens=1, temperature=1.0, seed=0)
+    engine.close()
+    assert "samples.json:22" in raised.value.got
 
 
 class Deaf(TransformersBackend):
@@ -152,17 +165,30 @@ def test_adapters_by_themselves_are_the_merged_policy(settings: Settings) -> Non
 
 
 @pytest.mark.parametrize(
-    ("rank", "world", "item"),
-    [(None, 1, "vllm: lora"), (513, 1, "lora: rank"), (4, 2, "rollout")],
+    ("family", "rank", "world", "item"),
+    [
+        ("qwen2.5", None, 1, "vllm: lora"),
+        ("qwen2.5", 513, 1, "lora: rank"),
+        ("qwen3", 4, 1, "vllm: lora"),
+        ("qwen2.5", 4, 2, "rollout"),
+    ],
 )
 def test_what_the_engine_does_not_take_is_refused(
-    rank: int | None, world: int, item: str, monkeypatch: pytest.MonkeyPatch
+    family: FamilyName,
+    rank: int | None,
+    world: int,
+    item: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("omni_grpo_core.training.check_engine.require", lambda *_: None)
     config = TrainConfig(
-        checkpoint="", data="", out="", rollout="vllm", vllm=VllmConfig(lora="adapter")
+        checkpoint=str(checkpoint_dir(family)),
+        data="",
+        out="",
+        rollout="vllm",
+        vllm=VllmConfig(lora="adapter"),
+        lora=None if rank is None else LoraConfig(rank=rank),
     )
-    config = replace(config, lora=None if rank is None else LoraConfig(rank=rank))
     with pytest.raises(ConfigError) as raised:
         check_engine(config, world)
     assert raised.value.item == item

@@ -8,7 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from omni_grpo_core.core.batch import placeholder_ids
 from omni_grpo_core.core.policy import Policy
+from omni_grpo_core.engines.ids import compare_ids
 from omni_grpo_core.engines.proof import Proof, prove
 from omni_grpo_core.engines.requests import (
     Backend,
@@ -19,7 +21,7 @@ from omni_grpo_core.engines.requests import (
 )
 from omni_grpo_core.engines.sides import Sides
 from omni_grpo_core.engines.weights import Adapter, write_adapter, write_checkpoint
-from omni_grpo_core.errors import CheckpointError
+from omni_grpo_core.errors import BatchError, CheckpointError
 from omni_grpo_core.pipeline.inputs import Inputs
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.tolerances import Limit
@@ -155,12 +157,22 @@ class SeparateEngine:
         seed: int,
         first: int = 0,
     ) -> Rollout:
-        """Raises ``EngineLost`` if the engine fails twice. ``first`` is 0: the engine serves one
-        process, which samples whole groups."""
+        """Raises ``EngineLost`` if the engine fails twice, ``BatchError`` if it read other ids than
+        the batch's: a proof takes some rows, this is about each. ``first`` is 0: the engine serves
+        one process, which samples whole groups."""
         sampling = sampling_of(self._policy, group_size, max_new_tokens, temperature)
         requests = make_requests(inputs, seed)
         answers = self._again(lambda: self._backend.generate(requests, sampling))
         self._backend.sleep()
+        read = [answer.prompt_ids for answer in answers]
+        wrong = compare_ids(inputs.batch.rows, read, placeholder_ids(self._policy.processor))
+        if wrong:
+            raise BatchError(
+                self._backend.name,
+                got=wrong[0].detail,
+                want=wrong[0].name,
+                fix="leave the row out, or set rollout: own",
+            )
         return as_rollout(self._policy, inputs, answers, sampling, seed)
 
     def close(self) -> None:

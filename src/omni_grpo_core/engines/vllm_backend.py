@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, get_args
 
+from omni_grpo_core.core.family import family_of
 from omni_grpo_core.core.processing import pil_image
 from omni_grpo_core.engines.requests import Answer, Drawn, EngineLost, Request, Sampling
 from omni_grpo_core.engines.weights import fingerprint, is_adapter
@@ -60,6 +62,7 @@ class VllmBackend:
         self._settings = settings or EngineSettings()
         self._llm: Any = None
         self._lora: Any = None
+        self._per_second: int | None = None
         self.more: dict[str, Any] = {}
         """Further fields of ``SamplingParams``; what is trained on has none."""
         for name, value in _ENVIRONMENT.items():
@@ -195,6 +198,9 @@ class VllmBackend:
                 fix="read vLLM's output above; for memory, lower vllm: memory or max_model_len",
             ) from error
         self._llm.collective_rpc("omni_true_positions")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if not family_of(config["model_type"], str(folder)).whole_positions:
+            self._per_second = config["thinker_config"]["position_id_per_seconds"]
 
     def _adapters(self) -> dict[str, Any]:
         from vllm.config.lora import MaxLoRARanks
@@ -214,7 +220,7 @@ class VllmBackend:
         return {
             "prompt_token_ids": tokenizer(request.text, add_special_tokens=False)["input_ids"],
             "multi_modal_data": {modality: items for modality, items in data.items() if items},
-            "mm_processor_kwargs": processor_keywords(request),
+            "mm_processor_kwargs": processor_keywords(request, self._per_second),
             # a group shares its prompt's keys, other requests never: vLLM 0.32's prefix cache took
             # an interleaved clip for another one with the same text and sound
             "cache_salt": str(next(self._salts)),
@@ -234,13 +240,23 @@ class VllmBackend:
         )
 
 
-def processor_keywords(request: Request) -> dict[str, Any]:
+def processor_keywords(request: Request, per_second: int | None = None) -> dict[str, Any]:
     """``mm_processor_kwargs``: media arrive resized; frame rate, audio-in-video and the seconds of
     a temporal patch are the batch's own. Without the last, vLLM interleaves as if it were 1.0.
+    ``per_second``: positions a second of a family whose positions may be fractions.
 
-    Raises ``BatchError`` for what vLLM pairs otherwise than transformers does.
+    Raises ``BatchError`` for what vLLM pairs or places otherwise than transformers does.
     """
     keywords: dict[str, Any] = {"do_resize": False}
+    for seconds in request.second_per_grid:
+        if per_second and not (seconds * per_second).is_integer():
+            raise _refused(
+                request,
+                got=f"a clip whose temporal patches lie {seconds * per_second:.4g} positions apart",
+                want=f"a whole number ({per_second} a second): vLLM cuts fractions off",
+                fix="choose settings: media: fps so that a patch lasts whole seconds, and clips "
+                "that need no other rate",
+            )
     videos, audios = request.media.videos, request.media.audios
     rates = sorted({video.sample_fps for video in videos})
     if len(rates) > 1:
@@ -265,12 +281,14 @@ def processor_keywords(request: Request) -> dict[str, Any]:
     return keywords
 
 
-def _refused(request: Request, got: str, want: str) -> BatchError:
+def _refused(
+    request: Request, got: str, want: str, fix: str = "set settings: audio_in_video to 'separate'"
+) -> BatchError:
     return BatchError(
         f"sample {request.media.sample_id}",
         got=got,
         want=want,
-        fix="leave the row out, set settings: audio_in_video to 'separate', or set rollout: own",
+        fix=f"{fix}; or leave the row out, or set rollout: own",
     )
 
 

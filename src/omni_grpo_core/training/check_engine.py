@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.extras import require
 from omni_grpo_core.training.config import TrainConfig
+from omni_grpo_core.training.memory import thinker_shapes
 
 LARGEST_RANK = 512
 """Of adapters in vLLM 0.32."""
@@ -53,6 +56,10 @@ def _check_adapter(config: TrainConfig) -> None:
         raise _bad("lora: rank", f"{config.lora.rank} with vllm: lora: adapter",
                    f"at most {LARGEST_RANK}: vLLM has room for no more",
                    "lower it, or set vllm: lora: merged")  # fmt: skip
+    if any(".experts." in name for name in thinker_shapes(Path(config.checkpoint))):
+        raise _bad("vllm: lora", "adapter with a mixture of experts", "merged",
+                   "remove it: there vLLM 0.32 applies adapters by kernels that need a GPU, and "
+                   "what they compute has not been compared")  # fmt: skip
 
 
 def _bad(item: str, got: str, want: str, fix: str) -> ConfigError:
