@@ -16,7 +16,7 @@ from omni_grpo_core.fast import rollout
 from omni_grpo_core.fast.compiled import Compiled, watched
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.tolerances import HALF
-from omni_grpo_core.training.config import LoraConfig
+from omni_grpo_core.training.config import Fast, LoraConfig
 from omni_grpo_core.training.loop import train
 
 pytestmark = pytest.mark.skipif(
@@ -49,6 +49,15 @@ def test_a_short_run_is_the_plain_one(tmp_path: Path) -> None:
     want, found = (curves(tmp_path / fast, fast=fast, steps=1) for fast in ("off", "on"))
     assert want[0]["grad_norm"] > 0
     assert_same_curves(found, want)
+
+
+@pytest.mark.parametrize("then", ["on", pytest.param("off", marks=pytest.mark.slow)])
+def test_a_run_goes_on_with_the_other_step(tmp_path: Path, then: Fast) -> None:
+    """Where the fast step cannot run the advice is to switch it off; the state was refused then."""
+    first: Fast = "off" if then == "on" else "on"
+    want = curves(tmp_path / "whole", fast=first, steps=2)
+    train(short(tmp_path / "run", fast=first, steps=1))
+    assert_same_curves(curves(tmp_path / "run", fast=then, steps=2), want)
 
 
 def test_nothing_watches_what_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,20 +9,23 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from train_runs import log, short
 
 from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import CheckpointError, ConfigError
 from omni_grpo_core.fast.head import CHUNK_LOGITS
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.logprobs import CHUNK_SCORES
 from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.training.check_trained import check_trained
 from omni_grpo_core.training.config import Fast, LoraConfig, OptimizerConfig, TrainConfig, as_values
 from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.memory import (
@@ -133,6 +136,48 @@ def test_the_fast_step_holds_a_prompt_once(config: TrainConfig) -> None:
     assert SOFTMAX == 16 * CHUNK_SCORES
 
 
+@pytest.mark.skipif(
+    Version(version("transformers")) < Version("4.57"), reason="no attention functions"
+)
+@pytest.mark.parametrize(
+    "obstacle",
+    [
+        {"use_sliding_window": True},
+        {"layer_types": ["sliding_attention"]},
+        {"attention_dropout": 0.1},
+    ],
+    ids=lambda found: next(iter(found)),
+)
+def test_a_run_that_falls_back_is_estimated_as_the_plain_step(
+    config: TrainConfig, obstacle: dict[str, Any]
+) -> None:
+    """It passed with the fast step's numbers. ``on`` is refused before anything is loaded."""
+
+    def of(fast: Fast) -> Estimate:
+        return estimate(replace(config, device="cuda", fast=fast), SHAPES, SEVEN, world=1)
+
+    assert of("auto") == of("on") != of("off")
+    path = Path(config.checkpoint) / "config.json"
+    path.write_text(json.dumps({"text_config": {**TEXT, **obstacle}}))
+    assert of("auto") == of("off")
+    check_trained(replace(config, fast="auto"), world=1)
+    with pytest.raises(ConfigError, match="fast: found 'on' with "):
+        check_trained(replace(config, fast="on"), world=1)
+
+
+def test_null_in_a_config_is_a_value_that_is_missing(config: TrainConfig) -> None:
+    """A traceback before."""
+    path = Path(config.checkpoint) / "config.json"
+    want = estimate(config, SHAPES, SEVEN, world=1)
+    towers = {"vision_config": {"depth": None, "hidden_size": 3, "intermediate_size": 5}}
+    path.write_text(json.dumps({"text_config": {**TEXT, "head_dim": None}, **towers}))
+    assert estimate(config, SHAPES, SEVEN, world=1) == want
+    for name in ("vocab_size", "num_hidden_layers", "num_key_value_heads"):
+        path.write_text(json.dumps({"text_config": {**TEXT, name: None}}))
+        with pytest.raises(CheckpointError, match=f"no text_config {name}"):
+            estimate(config, SHAPES, SEVEN, world=1)
+
+
 def test_towers_that_learn_keep_four_patches_of_a_token(config: TrainConfig) -> None:
     """A tower's layer of 3 and 5: 32 x 3 + 16 x 5 + 8 x 3 = 200 bytes of each patch or frame."""
     path = Path(config.checkpoint) / "config.json"
@@ -229,6 +274,7 @@ def seven(tmp_path: Path) -> TrainConfig:
         micro_batch_size=2,
         gradient_checkpointing=True,
         device="cuda",
+        fast="on",
     )
 
 

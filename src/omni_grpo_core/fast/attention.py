@@ -34,10 +34,6 @@ _RUNS_AGAIN = ("_gradient_checkpointing_func", "checkpoint_fn")
 with what is to be run, and with its arguments."""
 
 
-def library_version() -> str:
-    return str(transformers.__version__)
-
-
 def takes_functions(text_model: Any) -> bool:
     """Whether its layers look their attention function up. 4.52 has the register, but its omni
     models have a class for each implementation, which never read it."""

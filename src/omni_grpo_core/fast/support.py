@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.errors import ConfigError
-from omni_grpo_core.fast.attention import library_version, takes_functions
+from omni_grpo_core.fast.attention import takes_functions
+from omni_grpo_core.fast.obstacles import in_config, refused, too_old
 from omni_grpo_core.fast.step import FastStep
 
 
@@ -26,12 +26,7 @@ def choose_fast(
     if reason is None:
         return FastStep(policy)
     if fast == "on":
-        raise ConfigError(
-            "fast",
-            got=f"'on' with {reason}",
-            want="a model that the fast step can run",
-            fix="set it to 'auto' or 'off': the plain step computes the same, slower",
-        )
+        raise refused(reason)
     warn(f"the plain step is used instead of the fast one: {reason}")
     return None
 
@@ -40,13 +35,8 @@ def obstacle(policy: Policy) -> str | None:
     """Why the fast step would not compute what the plain one does; ``None``: it would."""
     config: Any = policy.text_model.config
     chosen = config._attn_implementation
-    sliding = sorted({*(getattr(config, "layer_types", None) or ())} - {"full_attention"})
     if not takes_functions(policy.text_model):
-        return f"transformers {library_version()}, whose model takes no attention functions"
+        return too_old()
     if chosen != "sdpa":
         return f"attention {chosen!r}: it stands for the model's 'sdpa' alone"
-    if sliding or getattr(config, "use_sliding_window", False):
-        return f"layers with {(sliding or ['a sliding window'])[0]}"
-    if getattr(config, "attention_dropout", 0.0):
-        return f"attention_dropout {config.attention_dropout}"
-    return None
+    return in_config(vars(config))

@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.fast.obstacles import refused
 from omni_grpo_core.io.extras import require
 from omni_grpo_core.training.config import OPTIMIZERS, LoraConfig, TrainConfig
 from omni_grpo_core.training.headers import read_header
-from omni_grpo_core.training.memory import lora_target, thinker_shapes
+from omni_grpo_core.training.memory import fast_obstacle, lora_target, thinker_shapes
 from omni_grpo_core.types import Sample
 
 
 def check_trained(config: TrainConfig, *, world: int) -> None:
     """Raises ``ConfigError`` for towers, adapters, dtypes and an optimizer that do not go together,
-    and gradients of several processes that should be offloaded; ``MissingExtra`` for an optimizer
-    that is not installed."""
+    a fast step that cannot be, and gradients of several processes that should be offloaded;
+    ``MissingExtra`` for an optimizer that is not installed."""
     if set(config.freeze) >= {"image", "video", "audio", "text"}:
         raise _bad("freeze", "everything", "something left to train", "remove one")
     if ("image" in config.freeze) != ("video" in config.freeze):
@@ -29,6 +30,8 @@ def check_trained(config: TrainConfig, *, world: int) -> None:
     if config.lora is not None:
         _check_lora(config.lora, thinker_shapes(Path(config.checkpoint)))
     _check_weights(config)
+    if config.fast == "on" and (reason := fast_obstacle(config)):
+        raise refused(reason)
     if config.offload_gradients and (world > 1 or _sharded()):
         raise _bad("offload_gradients", f"true on {world} processes" if world > 1 else
                    "true under FSDP", "one process, without FSDP",

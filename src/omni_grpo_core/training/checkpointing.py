@@ -36,7 +36,7 @@ the whole model, whatever learnt."""
 
 _FREE = (
     *("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "guard", "out"),
-    "offload_gradients",
+    *("fast", "offload_gradients"),
 )
 """Keys that may change when a run is resumed: they do not change a step. (A schedule that decays
 to the last step depends on ``steps``, so with one ``steps`` may not change.)"""

@@ -45,10 +45,11 @@ from typing import Literal
 
 from omni_grpo_core.core.weight_headers import weight_shapes
 from omni_grpo_core.errors import CheckpointError, ConfigError
+from omni_grpo_core.fast import obstacles
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
 from omni_grpo_core.training.layer_memory import Layer, number_size, text_config, towers_kept
 from omni_grpo_core.training.placement import share_of
-from omni_grpo_core.training.prompt_estimate import PromptSize
+from omni_grpo_core.training.prompt_estimate import PromptSize, read_config
 
 GIB = 2**30
 RUNTIME = GIB // 2
@@ -299,7 +300,9 @@ class _Rows:
         share = share_of(config.prompts, config.settings.group_size, world, 0)
         prompts, group = len(share.prompts), share.most
         completions, most = prompts * group, config.settings.max_new_tokens
-        fast = config.fast == "on" or (config.fast == "auto" and config.device == "cuda")
+        fast = config.fast == "on" or (
+            config.fast == "auto" and config.device == "cuda" and fast_obstacle(config) is None
+        )
         # the fast step does not split a group
         micro = min(completions, max(config.micro_batch_size, group if fast else 0))
         shown = -(-micro // group)
@@ -313,6 +316,12 @@ class _Rows:
             scored=micro * most,
             cached=completions * most + (prompts if fast else completions) * prompt.total,
         )
+
+
+def fast_obstacle(config: TrainConfig) -> str | None:
+    """Why a run cannot take the fast step, as far as it is known before the model is loaded."""
+    text = read_config(Path(config.checkpoint)).get("text_config", {})
+    return obstacles.in_library() or obstacles.in_config(text)
 
 
 def _state(config: TrainConfig, learning: int) -> int:

@@ -62,11 +62,14 @@ def token_shape(checkpoint: Path) -> TokenShape:
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
-    """The thinker's part of the checkpoint's ``config.json``, its numbers checked. Raises
-    ``CheckpointError`` if it is invalid."""
+    """The thinker's part of the checkpoint's ``config.json``, its numbers checked; a value that is
+    null is left out of its section. Raises ``CheckpointError`` if it is invalid."""
     config = read_object(checkpoint / "config.json")
     check_config(config, checkpoint)
-    return thinker_of(config, checkpoint)
+    return {
+        name: {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else part
+        for name, part in thinker_of(config, checkpoint).items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
