@@ -88,7 +88,7 @@ def test_terminal_and_page_show_both_sides_of_a_row(folder: Path, run_cli: RunCl
 def test_every_check_of_the_proof_has_a_cause_and_says_why_it_matters() -> None:
     for (stage, name), advice in BY_ENGINE.items():
         assert all(advice.partition(": ")), (stage, name)
-    assert {one.id for one in BOUNDARY} - {"engine.images-only"} <= CAUSES
+    assert all({one.id, *one.also} & CAUSES for one in BOUNDARY)
 
 
 def test_findings_of_the_guard_are_read_though_nothing_of_their_stage_was_kept(

@@ -42,6 +42,36 @@ def test_other_ids_are_blamed_on_what_made_them(
     assert (found.stage, found.name) == (stage, name)
 
 
+@pytest.mark.parametrize(
+    ("read", "stage", "name"),
+    [
+        # 4 and 5: where a clip begins and ends; 14 and 15: a sound
+        ((1, 4, 9, 9, 5, 2), "media", "video reaches the engine"),
+        ((1, 4, 9, 9, 5, 4, 9, 9, 5, 4, 9, 9, 5, 2), "media", "media are sent once"),
+        ((1, 4, 9, 9, 9, 9, 5, 2), "media", "video reaches the engine"),
+        ((1, 9, 9, 5, 4, 9, 9, 5, 2), "text", "the engine reads the batch's text"),
+        ((1, 4, 9, 9, 5, 4, 9, 9, 5, 3), "text", "the engine reads the batch's text"),
+    ],
+)
+def test_one_of_two_clips(read: tuple[int, ...], stage: str, name: str) -> None:
+    (found,) = compare_ids([row(1, 4, 9, 9, 5, 4, 9, 9, 5, 2)], [read], TOKENS)
+    assert (found.stage, found.name) == (stage, name)
+
+
+def test_a_track_behind_its_clip_was_not_interleaved() -> None:
+    (found,) = compare_ids(
+        [row(1, 4, 14, 9, 9, 8, 8, 15, 5, 2)], [(1, 4, 9, 9, 5, 14, 8, 8, 15, 2)], TOKENS
+    )
+    assert (found.stage, found.name) == ("batch", "the engine interleaves as the batch does")
+
+
+def test_rows_that_have_each_other_s_sound_are_not_called_resized() -> None:
+    rows = [row(1, 8, 8, 2), row(3, 8, 8, 8, 2)]
+    (found,) = compare_ids(rows, [(1, 8, 8, 8, 2), (3, 8, 8, 2)], TOKENS)
+    assert (found.stage, found.name) == ("media", "audio stays with its row")
+    assert [one.row for one in found.rows] == [0, 1]
+
+
 def test_equal_ids_are_no_finding_and_swapped_rows_are_one() -> None:
     rows = [row(1, 9, 9, 2), row(3, 9, 9, 2)]
     assert compare_ids(rows, [(1, 9, 9, 2), (3, 9, 9, 2)], TOKENS) == []

@@ -68,8 +68,19 @@ def compare_ids(
             )
         ]
     found: dict[tuple[Stage, str], list[int]] = {}
+    # the rows have each other's sizes
+    exchanged = [
+        modality
+        for modality, token in placeholders.items()
+        if Counter(ids.count(token) for ids in own) == Counter(ids.count(token) for ids in read)
+    ]
     for at, ours, theirs in pairs:
+        moved = [
+            m for m in exchanged if ours.count(placeholders[m]) != theirs.count(placeholders[m])
+        ]
         for what in _differences(ours, theirs, placeholders):
+            if moved and what[0] == "batch":
+                what = ("media", f"{moved[0]} stays with its row")
             found.setdefault(what, []).append(at)
     return [
         Disagreement(
@@ -107,16 +118,41 @@ def _differences(
     own: tuple[int, ...], read: tuple[int, ...], placeholders: Mapping[Modality, int]
 ) -> list[tuple[Stage, str]]:
     media = set(placeholders.values())
-    ours = {m: own.count(placeholders[m]) for m in MODALITIES}
-    theirs = {m: read.count(placeholders[m]) for m in MODALITIES}
-    lost = [m for m in MODALITIES if ours[m] and not theirs[m]]
+    ours, theirs = _items(own, placeholders), _items(read, placeholders)
+    lost = [m for m in MODALITIES if theirs[m] < ours[m]]
     if lost:
         return [("media", f"{m} reaches the engine") for m in lost]
+    # the marks around media belong to them, as far as their number goes
+    marks = media | _beside(own, media) | _beside(read, media)
+    if [t for t in own if t not in marks] != [t for t in read if t not in marks]:
+        return [("text", "the engine reads the batch's text")]
+    if theirs != ours:
+        return [("media", "media are sent once")]
+    if Counter(own) == Counter(read):
+        return [("batch", "the engine interleaves as the batch does")]
     if [t for t in own if t not in media] != [t for t in read if t not in media]:
         return [("text", "the engine reads the batch's text")]
-    if ours == theirs:
-        return [("batch", "the engine interleaves as the batch does")]
-    items = Counter(run.modality for run in runs(own, placeholders))
-    if any(theirs[m] == 2 * ours[m] - items[m] and ours[m] > 1 for m in MODALITIES):
+    counts = {m: (own.count(placeholders[m]), read.count(placeholders[m])) for m in MODALITIES}
+    parts = Counter(run.modality for run in runs(own, placeholders))
+    if any(now == 2 * was - parts[m] and was > 1 for m, (was, now) in counts.items()):
         return [("batch", "placeholders are expanded once")]
     return [("batch", "media have the batch's size in the engine")]
+
+
+def _items(ids: Sequence[int], placeholders: Mapping[Modality, int]) -> Counter[Modality]:
+    """How many items of each modality there are: a clip and the sound inside it are one of each."""
+    of = {token: modality for modality, token in placeholders.items()}
+    found: Counter[Modality] = Counter()
+    for inside, group in itertools.groupby(ids, of.__contains__):
+        if inside:
+            found.update({of[token] for token in group})
+    return found
+
+
+def _beside(ids: Sequence[int], media: set[int]) -> set[int]:
+    """The tokens next to media: the marks at which they begin and end."""
+    return {
+        token
+        for before, token, after in zip((-1, *ids), ids, (*ids[1:], -1), strict=False)
+        if before in media or after in media
+    }

@@ -15,7 +15,8 @@ from functools import partial
 import torch
 
 from omni_grpo_core.core.batch import placeholder_ids
-from omni_grpo_core.engines.causes import explain, truncation
+from omni_grpo_core.engines.causes import explain
+from omni_grpo_core.engines.draws import WHOLE, malformed, otherwise, repeated, truncation
 from omni_grpo_core.engines.ids import compare_ids
 from omni_grpo_core.engines.requests import Answer
 from omni_grpo_core.engines.sides import Sampled, Sides
@@ -69,16 +70,22 @@ def prove(sides: Sides, inputs: Inputs, seed: int) -> Proof:
     wrong = compare_ids(inputs.batch.rows, read, placeholders, sides.policy.decode)
     if wrong:
         return Proof(_records(sides, inputs, answers, None, wrong), {})
-    sampled = sides.read(inputs, answers, temperature, length)
     high, short = max(HOT, temperature), min(HOT_TOKENS, length)
-    hot = sides.read(inputs, sides.ask(inputs, seed, high, short), high, short)
-    cut = truncation(sides, hot)
+    drawn_hot = sides.ask(inputs, seed, high, short)
+    wrong = malformed(sides, inputs, answers, length) or malformed(sides, inputs, drawn_hot, short)
+    if wrong:
+        return Proof(_records(sides, inputs, answers, None, wrong), {})
+    sampled = sides.read(inputs, answers, temperature, length)
+    hot = sides.read(inputs, drawn_hot, high, short)
+    copies, cut = repeated(sides, hot), truncation(sides, hot)
     # a confident policy's logprobs are near 0 whatever is wrong: what is drawn hot shows the cause
     off = [one for one in (hot, sampled) if not sides.agree(one.gap, one.tokens)]
-    if off:
+    if copies is not None:
+        wrong = [copies]
+    elif off:
         wrong = [_explained(sides, off[0], seed, cut)]
-    elif cut is not None:
-        wrong = [cut]
+    elif drawn := cut or otherwise(sides, hot):
+        wrong = [drawn]
     else:
         wrong = _media(sides, sampled, seed, length)
     return Proof(_records(sides, inputs, answers, sampled, wrong), _numbers(sampled))
@@ -198,8 +205,7 @@ def _records(
         gap = float(sampled.gap.abs().max())
         worst = f"up to {gap:.2g} nats, {sides.lane.worst:g} allowed"
         checks["logits"].append(Check("the engine scores as the trainer does", True, worst))
-        whole = "the engine samples from the whole distribution"
-        checks["completion"].append(Check(whole, True, f"at temperature {HOT:g}"))
+        checks["completion"].append(Check(WHOLE, True, f"at temperature {HOT:g}"))
     return tuple(
         StageRecord(stage, value, tuple(checks[stage]), 0.0) for stage, value in values.items()
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.completions import CompletionTensors, stack_completions
-from omni_grpo_core.core.forward import token_logprobs
+from omni_grpo_core.core.forward import completion_logits, token_logprobs
 from omni_grpo_core.core.policy import Policy, generating
 from omni_grpo_core.engines.requests import Answer, Backend, as_rollout, make_requests, sampling_of
 from omni_grpo_core.pipeline.inputs import Inputs, make_batch
@@ -74,6 +74,18 @@ class Sides:
         with generating(self.policy.model):
             ours = token_logprobs(self.policy, inputs.batch, tokens, temperature)
         return torch.where(tokens.mask, tokens.logprobs - ours.double(), 0.0)
+
+    @torch.no_grad()
+    def scores(self, sampled: Sampled) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each token: the logits that it was drawn from, float32, (tokens, V); its id, (tokens,
+        1); the logprob that the engine reported, float64, (tokens,). On the CPU."""
+        tokens = sampled.tokens
+        with generating(self.policy.model):
+            logits = completion_logits(
+                self.policy, sampled.inputs.batch, tokens.ids, tokens.mask.to(torch.int64)
+            )
+        mask = tokens.mask
+        return logits.float().cpu()[mask], tokens.ids[mask][:, None], tokens.logprobs[mask]
 
     def agree(self, gap: Tensor, tokens: CompletionTensors) -> bool:
         """Whether gaps are within the lane, in mean and for each token."""

@@ -121,7 +121,7 @@ def _fault(
 def images_only(boundary: Boundary) -> None:
     """A client that knows images only: videos and sounds leave the request, and their placeholders
     the text."""
-    _sent(boundary, lambda request: _without(boundary, request, ("video", "audio")))
+    sent_otherwise(boundary, lambda request: without(boundary, request, ("video", "audio")))
 
 
 @_fault(
@@ -134,7 +134,7 @@ def images_only(boundary: Boundary) -> None:
 )
 def audio_dropped(boundary: Boundary) -> None:
     """Sounds are not sent, and a clip's own track is not interleaved."""
-    _sent(boundary, lambda request: _without(boundary, request, ("audio",)))
+    sent_otherwise(boundary, lambda request: without(boundary, request, ("audio",)))
 
 
 @_fault(
@@ -163,7 +163,7 @@ def expanded_twice(boundary: Boundary) -> None:
             text = "".join([before, *pieces]) if counts else text
         return replace(request, text=text)
 
-    _sent(boundary, expanded)
+    sent_otherwise(boundary, expanded)
 
 
 @_fault(
@@ -171,12 +171,13 @@ def expanded_twice(boundary: Boundary) -> None:
     "batch",
     "media have the batch's size in the engine",
     "engines whose processor resizes by limits of its own",
+    also=("engine.media-size",),
     parity="image-resized video-resized",
     accepted={"media": "the frames are other ones before they are tokens"},
 )
 def resized(boundary: Boundary) -> None:
     """Pictures and frames are enlarged to the engine's own least size."""
-    _sent(boundary, lambda request: replace(request, media=_scaled(request.media, 2.0)))
+    sent_otherwise(boundary, lambda request: replace(request, media=_scaled(request.media, 2.0)))
 
 
 # --------------------------------------------------------------------------- what is loaded
@@ -194,7 +195,7 @@ def weights_stale(boundary: Boundary) -> None:
 
     def stale(folder: Path) -> str:
         found = load(folder)
-        with _weights_of(folder, _older):
+        with weights_of(folder, _older):
             load(folder)
         return found
 
@@ -219,7 +220,7 @@ def adapter_off(boundary: Boundary) -> None:
 
     def plain(folder: Path) -> str:
         found = load(folder)
-        with _weights_of(folder, lambda held: _in_place_of(held, base)):
+        with weights_of(folder, lambda held: _in_place_of(held, base)):
             load(folder)
         return found
 
@@ -304,12 +305,13 @@ KEPT = 3
 """Tokens of the distribution that the planted top-k draws from."""
 
 
-def _sent(boundary: Boundary, change: Callable[[Request], Request]) -> None:
+def sent_otherwise(boundary: Boundary, change: Callable[[Request], Request]) -> None:
+    """Every request is changed on its way."""
     generate = boundary.generate
     boundary.generate = lambda requests, sampling: generate(list(map(change, requests)), sampling)
 
 
-def _without(boundary: Boundary, request: Request, lost: Sequence[Modality]) -> Request:
+def without(boundary: Boundary, request: Request, lost: Sequence[Modality]) -> Request:
     """The request of a client that does not know some modalities."""
     processor, text, media = boundary.policy.processor, request.text, request.media
     for modality in lost:
@@ -337,7 +339,7 @@ def _scaled(media: Media, factor: float) -> Media:
 
 
 @contextmanager
-def _weights_of(
+def weights_of(
     folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> Iterator[None]:
     """Other weights in a checkpoint folder, for a while."""

@@ -66,6 +66,13 @@ BY_ENGINE: Mapping[tuple[str, str], str] = {
         for modality in MODALITIES
         for what in ("reaches", "has the batch's content in")
     },
+    **{
+        ("media", f"{modality} stays with its row"): "media of one row are sent with another's "
+        "text: keep each row's media and text together in its request"
+        for modality in MODALITIES
+    },
+    ("media", "media are sent once"): "the engine is shown more media than the batch has: list "
+    "each file once, in the text and in the request",
     ("batch", "media have the batch's size in the engine"): _SAME_MEDIA,
     ("batch", "the engine interleaves as the batch does"): _SAME_MEDIA,
     ("batch", "placeholders are expanded once"): "the engine was sent ids whose placeholders are "
@@ -89,6 +96,19 @@ BY_ENGINE: Mapping[tuple[str, str], str] = {
     + "send the allowed ids, and take logprobs after the others are masked",
     ("completion", "the engine samples from the whole distribution"): _OTHER_LOGPROBS
     + "sample without the top-k, top-p, min-p or penalty of a generation config",
+    ("completion", "tokens are drawn as their logprobs say"): _OTHER_LOGPROBS
+    + "give the engine the run's temperature, and no penalty or logits processor of its own",
+    ("completion", "no token is penalised"): _OTHER_LOGPROBS
+    + "set repetition, presence and frequency penalties to none",
+    ("completion", "logprobs are those of the drawn tokens"): _OTHER_LOGPROBS
+    + "take the natural logarithm of each drawn token's probability, in the order of the tokens",
+    (
+        "completion",
+        "a group's completions are drawn apart",
+    ): "copies of one completion have nothing "
+    "to be compared with: give each of a group's completions random numbers of its own",
+    ("completion", "completions end where and as they say"): "what the loss counts would not be "
+    "what was sampled: return raw ids with the eos, one logprob for each, and the finish reason",
     ("completion", "answers belong to their prompts"): _OTHER_PROMPTS
     + "keep every answer with its request, in whatever order they finish",
     ("completion", "a group's completions are adjacent"): _OTHER_PROMPTS

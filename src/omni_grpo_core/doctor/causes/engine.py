@@ -12,7 +12,9 @@ from omni_grpo_core.types import MODALITIES
 _CAUSES: Mapping[str, str] = {
     **{f"{m} reaches the engine": f"engine.{m}-dropped" for m in MODALITIES},
     **{f"{m} has the batch's content in the engine": f"engine.{m}-content" for m in MODALITIES},
-    "media have the batch's size in the engine": "engine.resized",
+    **{f"{m} stays with its row": f"engine.{m}-exchanged" for m in MODALITIES},
+    "media are sent once": "engine.media-repeated",
+    "media have the batch's size in the engine": "engine.media-size",
     "the engine interleaves as the batch does": "engine.interleaving",
     "placeholders are expanded once": "engine.expanded-twice",
     "the engine reads the batch's text": "engine.text",
@@ -23,6 +25,11 @@ _CAUSES: Mapping[str, str] = {
     "logprobs are at the sampling temperature": "engine.temperature",
     "the engine draws from the allowed ids": "engine.allowed-ids",
     "the engine samples from the whole distribution": "engine.top-k",
+    "tokens are drawn as their logprobs say": "engine.other-draws",
+    "no token is penalised": "engine.penalty",
+    "logprobs are those of the drawn tokens": "engine.other-logprobs",
+    "a group's completions are drawn apart": "engine.copies",
+    "completions end where and as they say": "engine.finish",
     "answers belong to their prompts": "engine.requests-reordered",
     "a group's completions are adjacent": "engine.n-reordered",
 }
