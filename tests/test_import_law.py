@@ -85,8 +85,14 @@ IMPORTERS: Mapping[str, frozenset[str]] = {
     "qwen_omni_utils": frozenset(
         {"core.frame_sampling", *(f"faults.healthy.{m}" for m in ("clips", "pictures", "sounds"))}
     ),
+    # parity.read_again reads files as other people's code does
     "av": frozenset(
-        {"core.decode", "tiny", *(f"faults.healthy.{m}" for m in ("clips", "r1v", "sounds"))}
+        {
+            "core.decode",
+            "parity.read_again",
+            "tiny",
+            *(f"faults.healthy.{m}" for m in ("clips", "r1v", "sounds")),
+        }
     ),
     "vllm": frozenset({"engines.vllm_backend", "parity.paths.vllm"}),
     "accelerate": frozenset({"training.distributed", "faults.healthy.adapters"}),

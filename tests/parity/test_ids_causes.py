@@ -16,7 +16,7 @@ from omni_grpo_core.parity.ids_causes import Prompts, explain_ids
 from omni_grpo_core.parity.layout import Names, described, parse
 from omni_grpo_core.types import Row
 
-NAMES = Names({"image": 1, "video": 2, "audio": 3}, (10, 11), (20, 21))
+NAMES = Names({"image": 1, "video": 2, "audio": 3}, (10, 11), (20, 21), padding=0)
 HEAD, TAIL = [50, 51], [52]
 SOUND = [20, 3, 3, 3, 21]
 PICTURE = [10, 1, 1, 11]
@@ -35,12 +35,15 @@ def causes(
     b: list[int],
     own: Mapping[str, Tensor] | None = None,
     theirs: Mapping[str, Tensor] | None = None,
+    *,
+    reworded: bool = False,
 ) -> list[str]:
     rows = [
         Row("row", torch.tensor(ids), "off", (), dict(tensors or {}))
         for ids, tensors in ((a, own), (b, theirs if theirs is not None else own))
     ]
-    return [c.name for c in explain_ids(Prompts(rows[0], rows[1], NAMES, QWEN2_5_OMNI, 2))]
+    prompts = Prompts(rows[0], rows[1], NAMES, QWEN2_5_OMNI, 2)
+    return [c.name for c in explain_ids(prompts, reworded=reworded)]
 
 
 def test_pieces_are_text_and_media_with_their_marks() -> None:
@@ -94,7 +97,12 @@ def test_a_prompt_with_a_picture_and_a_sound(ids: list[int], cause: list[str]) -
         ([20, 2, 2, *[3] * 50, 2, 2, *[3] * 10, 21], "seconds-per-grid"),
         # two seconds: one
         ([20, 2, *[3] * 50, 2, *[3] * 10, 2, 2, 21], "seconds-per-grid"),
+        # chunks of 1 s
+        ([20, 2, 2, *[3] * 25, 2, 2, *[3] * 35, 21], "seconds-per-chunk"),
         ([20, *[3] * 60, *[2] * 4, 21], "audio-appended"),
+        # each run of frames or sound for itself
+        ([20, *[2] * 7, *[3] * 119, 21], "expanded-twice"),
+        ([20, *[2] * 3, *[3] * 59, 21], "off-by-one"),
         # four placeholders were sent: the first is expanded, with its sound, and three stay behind
         ([20, *[2] * 4, *[3] * 60, 21, 2, 2, 2], "expanded-twice"),
         ([20, *[2] * 7, *[3] * 60, 21], "expanded-twice"),
@@ -120,8 +128,17 @@ def test_other_media_need_another_number_of_placeholders() -> None:
     assert causes(a, b, GRIDS, theirs) == ["media"]
 
 
+def test_media_between_other_words() -> None:
+    """The words have a cause of their own; what happened to the media is found all the same."""
+    b = [60, 61, 62, 10, 1, 11, 20, 3, 21, 63]
+    assert causes(WHOLE, b) == []
+    assert causes(WHOLE, b, reworded=True) == ["not-expanded"]
+    assert causes(WHOLE, [60, *PICTURE, *SOUND], reworded=True) == []  # other media: no such pieces
+    assert causes(WHOLE, [60, *PICTURE, *SOUND, 61], reworded=True) == []  # nothing but words
+
+
 def test_nothing_is_claimed_of_what_no_change_gives() -> None:
-    assert causes(WHOLE, [*HEAD, 77, *PICTURE, 78, *SOUND, 79]) == []
+    assert causes(WHOLE, [*HEAD, *PICTURE, 78, *SOUND, 79]) == []
     assert causes(WHOLE, WHOLE) == []
     # two changes are tried, the first of which may leave the clip without a single frame
     assert causes(INSIDE, [99, *INSIDE[1:]], GRIDS) == []

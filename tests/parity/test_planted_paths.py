@@ -185,7 +185,8 @@ def again(ids: list[int], t: dict[str, int]) -> list[int]:
         (PICTURE, again, "batch", "expanded-twice"),
         (APART, without("A", "<a", "a>"), "text", "dropped"),
         (APART, without("V", "A", "<v", "v>", "<a", "a>"), "text", "dropped"),
-        (SOUND, lambda ids, t: ids[:20] + ids[21:], "text", "text"),
+        (SOUND, lambda ids, t: ids[:20] + ids[21:], "text", "other-system"),
+        (SOUND, lambda ids, t: ids[:-20] + ids[-19:], "text", "text"),
         (SOUND, lambda ids, t: ids[:-3], "text", "truncated"),
     ],
 )

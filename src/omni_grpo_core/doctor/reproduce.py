@@ -33,6 +33,7 @@ _KNOWN: Mapping[float, str] = {
     1 / 32768: "divided by 32768 although already between -1 and 1",
     255.0: "never divided by 255",
     1 / 255: "divided by 255 once more",
+    2**0.5: "libav's own mix of two like channels is 3 dB louder than their mean",
     0.5: "the mean of two channels of which one is silent has it",
 }
 """Factors with a name. int16 samples are taken as the reference's at 32768."""

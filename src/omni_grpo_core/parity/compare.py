@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from difflib import SequenceMatcher
 
 import torch
 from torch import Tensor
@@ -14,10 +13,10 @@ from omni_grpo_core.golden.results import PromptTokens, Tokens
 from omni_grpo_core.parity.given import Given, Setup
 from omni_grpo_core.parity.ids_causes import Cause, Prompts, explain_ids
 from omni_grpo_core.parity.layout import Names, described, names_of, parse
-from omni_grpo_core.parity.media_causes import explain_media
+from omni_grpo_core.parity.media_causes import alike, explain_media
 from omni_grpo_core.parity.results import FirstToken, ParityReport, RowResult, RowVerdict
 from omni_grpo_core.parity.right import position_ids, right_order, right_positions
-from omni_grpo_core.pipeline import GENERATION_PROMPT
+from omni_grpo_core.parity.text_causes import UNNAMED, explain_text
 from omni_grpo_core.tolerances import FEATURES, Tolerances
 from omni_grpo_core.trace.compare import compare
 from omni_grpo_core.trace.divergence import Difference, StageComparison
@@ -102,9 +101,12 @@ def _row(
     right, why = right_order(rows, names, setup)
     if first.stage == "positions":
         right, why = right_positions(one, other, rows[0], names, setup)
+    causes = tuple(_causes(one, other, every, stages, rows, names, setup, given))
+    # placeholders follow from the media: said where nothing else is
+    beside = tuple(cause for cause in causes if cause.name != "media")
     return replace(
         result,
-        causes=tuple(_causes(one, other, every, stages, rows, names, setup, given)),
+        causes=beside or causes,
         token=_first_token(rows, setup),
         right=right,
         why=why,
@@ -197,8 +199,7 @@ def _causes(
         if torch.equal(value_at(trace, "batch", Row).input_ids, rows[1].input_ids):
             yield Cause("another-row", f"the ids are those of row {trace.header['sample_id']}")
             return
-    if "text" in differs:
-        yield from _text(value_at(a, "text", Prompt).text, value_at(b, "text", Prompt).text)
+    yield from _prompts(a, b, rows, differs, names, setup)
     if "media" in differs:
         others = {
             f"{item} of row {trace.header['sample_id']}": value
@@ -207,50 +208,84 @@ def _causes(
         }
         yield from explain_media(_items(a), _items(b), given(), setup, others)
     if "batch" in differs:
-        prompts = Prompts(
-            *rows, names, setup.policy.family, int(setup.processor.image_processor.merge_size)
-        )
-        found = explain_ids(prompts)
-        # the media say why already
-        yield from (cause for cause in found if cause.name != "media" or "media" not in differs)
         yield from _tensors(rows, differs)
     if "positions" in differs and torch.equal(rows[0].input_ids, rows[1].input_ids):
         yield from _positions(a, b, rows[0], names)
 
 
-def _text(was: str, now: str) -> Iterator[Cause]:
-    """The first difference of two texts, with a name where it is a known one."""
-    blocks = SequenceMatcher(None, was, now, autojunk=False).get_opcodes()
-    for tag, i, j, k, m in blocks:
-        if tag == "equal":
-            continue
-        lost, added = was[i:j], now[k:m]
-        if not lost and "system\n" in now[:m] and "system\n" not in was:
-            yield Cause("default-system", f"a system message that the first has not: {added!r}")
-        elif not added and GENERATION_PROMPT.strip() in lost + was[j : j + 20]:
-            yield Cause("no-generation-prompt", f"the end is missing: {lost!r}")
-        elif not added:
-            yield Cause("text", f"without {lost[:120]!r} at character {i}")
-        elif not lost:
-            yield Cause("text", f"with {added[:120]!r} at character {i}")
-        else:
-            yield Cause("text", f"{added[:120]!r} instead of {lost[:120]!r} at character {i}")
-        return
+def _prompts(
+    a: Trace,
+    b: Trace,
+    rows: tuple[Row, Row],
+    differs: Mapping[str, StageComparison],
+    names: Names,
+    setup: Setup,
+) -> Iterator[Cause]:
+    """Differences of texts and ids. A text that is only shown gives way to a named change of ids:
+    the ids are all that is known, and the text is read from them."""
+    texts = (
+        list(explain_text(value_at(a, "text", Prompt).text, value_at(b, "text", Prompt).text))
+        if "text" in differs
+        else []
+    )
+    named = [cause for cause in texts if cause.name != UNNAMED]
+    merge = int(setup.processor.image_processor.merge_size)
+    prompts = Prompts(*rows, names, setup.policy.family, merge)
+    alone = explain_ids(prompts) if not texts or named != texts else ()
+    found = alone or explain_ids(prompts, reworded=True)
+    yield from named if alone else texts
+    yield from found
+    if "text" not in differs and "batch" in differs and not found:
+        yield from _other_tokens(rows, names, setup)
+
+
+def _other_tokens(rows: tuple[Row, Row], names: Names, setup: Setup) -> Iterator[Cause]:
+    """The same text as other tokens."""
+    pieces = [parse(row.input_ids.tolist(), names) for row in rows]
+    for mine, theirs in zip(*pieces, strict=False):
+        if mine != theirs and mine.kind == theirs.kind == "text":
+            whole = [setup.policy.decode(piece.body) for piece in (mine, theirs)]
+            if whole[0] == whole[1]:
+                said = f"the same text as {len(theirs.body)} tokens instead of {len(mine.body)}"
+                yield Cause("tokenized-in-parts", f"{said}: {whole[0][-60:]!r}")
+                return
 
 
 def _tensors(rows: tuple[Row, Row], differs: Mapping[str, StageComparison]) -> Iterator[Cause]:
     """Differences of what the model gets besides ids that no medium explains."""
     was, now = (row.tensors for row in rows)
-    for name in was.keys() - now.keys():
-        yield Cause("features-missing", f"{name} is missing")
+    missing = sorted(was.keys() - now.keys())
+    if missing:
+        yield Cause("features-missing", f"no {', '.join(missing)}")
     key = "video_second_per_grid"
     if key in was and key in now and not torch.allclose(was[key], now[key], rtol=1e-4):
-        first, second = (", ".join(f"{n:g}" for n in side[key].tolist()) for side in (was, now))
+        first, second = (_few(side[key].tolist()) for side in (was, now))
         yield Cause("frame-rate", f"a grid lasts {second} s to it, where the first has {first} s")
+    if "input_features" in was and "input_features" in now and "media" not in differs:
+        yield from _mel(was, now)
+
+
+def _mel(was: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Iterator[Cause]:
+    """Mel features of the same waveforms."""
+    mask = "feature_attention_mask"
+    if mask in was and mask in now:
+        mine, theirs = (side[mask].sum(-1).tolist() for side in (was, now))
+        if mine != theirs:
+            said = f"{_few(theirs)} mel frames count as sound, where the first has {_few(mine)}"
+            yield Cause("mel-frames", said)
+            return
     key = "input_features"
-    if key in was and key in now and "media" not in differs:
-        items = [{f"audio_{n}": mel for n, mel in enumerate(side[key])} for side in (was, now)]
-        yield from (replace(c, name=f"mel-{c.name}") for c in explain_media(items[0], items[1]))
+    frames = min(side[key].shape[-1] for side in (was, now))
+    items = [
+        {f"audio_{n}": mel for n, mel in enumerate(side[key][..., :frames])} for side in (was, now)
+    ]
+    if alike(*(side[key][..., :frames] for side in (was, now))):
+        return
+    yield from (replace(c, name=f"mel-{c.name}") for c in explain_media(items[0], items[1]))
+
+
+def _few(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _positions(a: Trace, b: Trace, row: Row, names: Names) -> Iterator[Cause]:
@@ -261,6 +296,10 @@ def _positions(a: Trace, b: Trace, row: Row, names: Names) -> Iterator[Cause]:
     if not torch.equal(whole, was) and torch.equal(*(_columns(side) for side in (whole, now))):
         order = "" if torch.equal(whole, now) else ", and so laid out for another order of tokens"
         yield Cause("positions-cut", f"fractions of time positions are cut off{order}")
+        return
+    if torch.equal(now, torch.arange(now.shape[-1]).to(now.dtype).expand_as(now)):
+        said = "counted 0 1 2 … alike in time, height and width, as for text alone"
+        yield Cause("positions-text-only", said)
         return
     start = 0
     for piece in parse(row.input_ids.tolist(), names):

@@ -44,7 +44,7 @@ def positions_per_second(family: Family) -> int:
     return family.audio_tokens(100)
 
 
-def interleaved(clip: ClipTokens, family: Family) -> Runs:
+def interleaved(clip: ClipTokens, family: Family, chunk_seconds: float = CHUNK_SECONDS) -> Runs:
     """The order of a clip's tokens, as runs.
 
     >>> from omni_grpo_core.core.family import QWEN2_5_OMNI
@@ -53,7 +53,7 @@ def interleaved(clip: ClipTokens, family: Family) -> Runs:
     """
     rate = positions_per_second(family)
     # a position, then video before audio, where both begin together or share a chunk
-    chunk = rate * CHUNK_SECONDS if family.whole_positions else None
+    chunk = rate * chunk_seconds if family.whole_positions else None
 
     def place(position: float) -> float:
         return position if chunk is None else (position + _ROUNDING) // chunk

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, groupby
 
 from omni_grpo_core.core.family import Family
-from omni_grpo_core.parity.definition import ClipTokens, interleaved
+from omni_grpo_core.parity.definition import CHUNK_SECONDS, ClipTokens, interleaved
 from omni_grpo_core.parity.layout import Kind, Names, Piece, flat, parse
 from omni_grpo_core.types import MODALITIES, Modality, Row
 
@@ -16,6 +16,12 @@ _MOST = 6_000
 _SECONDS = (1.0, 2.0, 0.5, 0.25, 4.0)
 """What libraries assume that a grid lasts: vLLM 1.0 and 2.0, transformers a pair of frames at 2 or
 1 a second."""
+
+
+_OWN = "as many placeholders as its own media need"
+
+_CHUNKS = (1.0, 0.5, 4.0)
+"""Other chunks that the frames and the sound of a clip are cut into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +48,28 @@ class Prompts:
     merge: int
 
 
-def explain_ids(prompts: Prompts) -> tuple[Cause, ...]:
+def explain_ids(prompts: Prompts, *, reworded: bool = False) -> tuple[Cause, ...]:
     """The change that makes ``a`` the ids of ``b``, and others that give the same here; else the
-    two that do so one after the other; empty if none do, or the ids are equal."""
+    two that do so one after the other; empty if none do, or the ids are equal. ``reworded``: of the
+    media of ``a`` between the words of ``b``, where both have the same kinds of media in order."""
     want = tuple(prompts.b.input_ids.tolist())
-    start = parse(prompts.a.input_ids.tolist(), prompts.names)
+    start: Pieces | None = parse(prompts.a.input_ids.tolist(), prompts.names)
+    if reworded:
+        start = _with_words_of(start or (), parse(want, prompts.names))
+    return _explained(start, want, prompts) if start else ()
+
+
+def _with_words_of(pieces: Pieces, others: Pieces) -> Pieces | None:
+    """The media of one prompt between the words of another."""
+    if [piece.kind for piece in pieces] != [piece.kind for piece in others]:
+        return None
+    return tuple(
+        other if piece.kind == "text" else piece
+        for piece, other in zip(pieces, others, strict=True)
+    )
+
+
+def _explained(start: Pieces, want: tuple[int, ...], prompts: Prompts) -> tuple[Cause, ...]:
     if tuple(flat(start)) == want:
         return ()
     first = list(_changes(start, prompts))
@@ -56,7 +79,7 @@ def explain_ids(prompts: Prompts) -> tuple[Cause, ...]:
             said = f"or, which gives the same here: {cause.sentence}" if alone else cause.sentence
             alone.setdefault(cause.name, replace(cause, sentence=said))
     if "media" in alone:  # it only follows from them; whatever else gives the same is chance
-        return (alone["media"],)
+        return (replace(alone["media"], sentence=_OWN),)
     if alone:
         return tuple(alone.values())
     tried = 0
@@ -126,6 +149,9 @@ def _laid_out(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
             ),
             changed,
         )
+    for chunk in _CHUNKS:
+        cause = Cause("seconds-per-chunk", f"chunks of {chunk:g} s instead of {CHUNK_SECONDS:g} s")
+        yield cause, _with_bodies(pieces, [_body(clip, prompts, chunk) for clip in clips])
     video, audio = (prompts.names.placeholder[kind] for kind in ("video", "audio"))
     for where, order in (("after", (video, audio)), ("before", (audio, video))):
 
@@ -137,12 +163,12 @@ def _laid_out(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
         yield Cause("audio-appended", name), changed
 
 
-def _body(clip: ClipTokens, prompts: Prompts) -> tuple[int, ...]:
+def _body(clip: ClipTokens, prompts: Prompts, chunk: float = CHUNK_SECONDS) -> tuple[int, ...]:
     if not clip.audio:
         return (prompts.names.placeholder["video"],) * (clip.grids * clip.per_grid)
     return tuple(
         token
-        for kind, count in interleaved(clip, prompts.family)
+        for kind, count in interleaved(clip, prompts.family, chunk)
         for token in (prompts.names.placeholder[kind],) * count
     )
 
@@ -222,7 +248,7 @@ def _own_lengths(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
             body = (prompts.names.placeholder[piece.kind],) * counts[piece.kind][taken[piece.kind]]
             taken[piece.kind] += 1
         changed.append(replace(piece, body=body))
-    yield Cause("media", "as many placeholders as its own media need"), tuple(changed)
+    yield Cause("media", _OWN), tuple(changed)
 
 
 def _dropped(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
@@ -263,6 +289,11 @@ def _expanded(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
             _each(pieces, chosen, lambda p: [replace(p, body=p.body * len(p.body))]),
         )
         yield twice, _each(pieces, chosen, lambda p: [replace(p, body=p.body * 2)])
+        for name, said, change in _ON_RUNS:
+            yield (
+                Cause(name, f"placeholders{what} {said}"),
+                _each(pieces, chosen, lambda p, change=change: [_by_run(p, change)]),  # type: ignore[misc]
+            )
         for more, said in ((1, "one placeholder more"), (-1, "one placeholder less")):
             yield (
                 Cause("off-by-one", f"{said} in every item{what}"),
@@ -289,6 +320,20 @@ def _expanded(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
 def _first(piece: Piece, names: Names) -> tuple[int, ...]:
     modality: Modality = "video" if piece.kind == "both" else piece.kind  # type: ignore[assignment]
     return (names.placeholder[modality],)
+
+
+_ON_RUNS: tuple[tuple[str, str, Callable[[int], int]], ...] = (
+    ("not-expanded", "not expanded: one per run", lambda count: 1),
+    ("expanded-twice", "expanded twice: the first of each run again", lambda count: 2 * count - 1),
+    ("off-by-one", "one less in every run", lambda count: count - 1),
+)
+"""What happens to each run of frames or sound inside a clip, by the length that it has then."""
+
+
+def _by_run(piece: Piece, length: Callable[[int], int]) -> Piece:
+    runs = [(token, len(list(run))) for token, run in groupby(piece.body)]
+    body = tuple(token for token, count in runs for _ in range(length(count)))
+    return replace(piece, body=body) if piece.kind == "both" else piece
 
 
 def _first_again(piece: Piece, names: Names) -> Piece:
@@ -349,10 +394,11 @@ def _marks(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
                     for p in pieces
                 ),
             )  # fmt: skip
-    yield (
-        Cause("marks-doubled", "the marks around media twice"),
-        tuple(replace(p, before=p.before * 2, after=p.after * 2) for p in pieces),
-    )
+    for twice in (lambda ids: ids * 2, lambda ids: tuple(t for t in ids for _ in range(2))):
+        yield (
+            Cause("marks-doubled", "the marks around media twice"),
+            tuple(replace(p, before=twice(p.before), after=twice(p.after)) for p in pieces),
+        )
 
 
 def _moved(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
@@ -378,8 +424,8 @@ def _cut(pieces: Pieces, prompts: Prompts) -> Iterator[Change]:
     if lost < 0:
         for padded, where in ((want[:-lost] + ids, "before"), (ids + want[lost:], "after")):
             around = want[:-lost] if where == "before" else want[lost:]
-            if len(set(around)) == 1:
+            if set(around) == {prompts.names.padding}:
                 yield (
-                    Cause("padded", f"{-lost} times token {around[0]} {where} it"),
+                    Cause("padded", f"{-lost} times the padding token {where} it, not masked"),
                     (Piece("text", tuple(padded)),),
                 )

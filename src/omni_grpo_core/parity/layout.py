@@ -16,11 +16,12 @@ Kind = Literal["text", "image", "video", "audio", "both"]
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Token ids: each modality's placeholder, and the marks around vision and audio."""
+    """Token ids: each modality's placeholder, the marks around vision and audio, and padding."""
 
     placeholder: dict[Modality, int]
     vision: tuple[int, int]
     audio: tuple[int, int]
+    padding: int | None = None
 
     def kind_of(self, token: int) -> Modality | None:
         return next((kind for kind, own in self.placeholder.items() if own == token), None)
@@ -36,7 +37,12 @@ def names_of(processor: Any) -> Names:
             processor.audio_eos_token,
         ]
     )
-    return Names(placeholder_ids(processor), (marks[0], marks[1]), (marks[2], marks[3]))
+    return Names(
+        placeholder_ids(processor),
+        (marks[0], marks[1]),
+        (marks[2], marks[3]),
+        processor.tokenizer.pad_token_id,
+    )
 
 
 @dataclass(frozen=True, slots=True)
