@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from omni_grpo_core.core.batch import collate
 from omni_grpo_core.core.policy import Policy, generating
@@ -32,6 +33,14 @@ def test_a_draw_finds_its_token_in_any_block_of_the_vocabulary() -> None:
     two[:, [3, 513]] = torch.tensor(0.5).log()
     draws = torch.tensor([0.0, 0.499, 0.501, 1 - 2**-53], dtype=torch.float64)
     assert choose(two, draws).tolist() == [3, 3, 513, 513]
+
+
+@pytest.mark.parametrize("draws", [None, torch.tensor([0.3, 0.7])], ids=["greedy", "sampled"])
+def test_without_a_distribution_a_token_that_can_be_scored_is_taken(draws: Tensor | None) -> None:
+    """Of weights that are NaN, the id behind the last block was taken: a failed assertion on a
+    device, from which no process recovers, and a traceback in place of the guard's finding."""
+    some = torch.tensor([[0.0, -torch.inf, -torch.inf], [torch.nan] * 3])
+    assert choose(some, draws, 2).tolist() == [0, 2]
 
 
 def test_groups_are_1122_and_indexed(policy: Policy, mixed: Batch) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from omni_grpo_core.core import batch, frame_sampling, rollout
@@ -251,7 +252,10 @@ def test_a_changed_sampler_is_not_taken_for_rounding(
             monkeypatch.setattr(module, "draws", lambda seed, *rest: draws(seed + 1, *rest))
     else:
         choose = rollout.choose
-        other = lambda logprobs, draw: choose(logprobs, None if draw is None else 1 - draw)  # noqa: E731
+
+        def other(logprobs: Tensor, draw: Tensor | None, *rest: int) -> Tensor:
+            return choose(logprobs, None if draw is None else 1 - draw, *rest)
+
         monkeypatch.setattr(rollout, "choose", other)
     (case,) = checked(own, stored, ("grpo",)).cases
     assert (case.verdict, case.first) == ("harmful", "completion.1"), case.reason

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
 from ranks import codes, together
 from test_step import ADVANTAGES, GROUP, KEPT, PLAN, TEMPERATURE
 from torch import Tensor
@@ -24,6 +27,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.losses.metrics import Metrics
 from omni_grpo_core.training import run as run_module
+from omni_grpo_core.training.config import Fast
 from omni_grpo_core.training.loop import train
 from omni_grpo_core.training.micro_batches import MicroBatch, make_micro_batches
 from omni_grpo_core.training.step import Scorer, SingleProcess, Update, optimize
@@ -183,6 +187,29 @@ def test_a_run_is_stopped_at_the_second_iteration(
     assert [folder.name for folder in (out / "state").iterdir()] == ["000001"]
     monkeypatch.undo()
     assert train(short(out, iterations=2)).status == "finished", "the state it left is complete"
+
+
+@pytest.mark.skipif(
+    Version(version("transformers")) < Version("4.57"), reason="no attention functions"
+)
+@pytest.mark.parametrize("fast", ["on", pytest.param("off", marks=pytest.mark.slow)])
+def test_a_run_whose_weights_are_broken_is_stopped_with_a_trace(tmp_path: Path, fast: Fast) -> None:
+    """As after an update that overflowed. Sampling raised an IndexError."""
+    policies: list[Policy] = []
+
+    def watch(policy: Policy) -> AbstractContextManager[None]:
+        policies.append(policy)
+        return nullcontext()
+
+    def poison(_: object) -> None:
+        with torch.no_grad():
+            policies[0].model.lm_head.weight[3] = math.inf
+
+    result = train(short(tmp_path / "run", fast=fast), on_step=poison, watch=watch)
+    assert (result.status, result.step) == ("stopped", 1)
+    assert "loss: not a number: loss is nan" in " ".join(map(str, result.findings))
+    assert result.bundle
+    assert result.bundle.is_dir()
 
 
 def _rank(out: Path, rank: int) -> None:

@@ -58,7 +58,8 @@ def rollout(
         kept: list[Tensor] = []
         for step in range(max_new_tokens):
             scores = sampling_logprobs(policy, logits, temperature or 1.0)
-            chosen = choose(scores, uniforms[:, step] if temperature else None)
+            drawn = uniforms[:, step] if temperature else None
+            chosen = choose(scores, drawn, policy.eos_token_ids[0])
             chosen = torch.where(running, chosen, policy.pad_token_id)
             tokens.append(chosen)
             logprobs.append(scores.gather(1, chosen[:, None])[:, 0])
@@ -118,23 +119,26 @@ _BLOCK = 512
 """Tokens whose probabilities are added up in one go: a device adds up a whole vocabulary slowly."""
 
 
-def choose(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
+def choose(logprobs: Tensor, uniforms: Tensor | None, instead: int = 0) -> Tensor:
     """Greedy without ``uniforms``; else the token whose slice of the cumulative distribution
     contains the uniform draw: its block of the vocabulary first, then the token in it. float64: a
-    float32 sum over 150k probabilities is off by 1e-5."""
+    float32 sum over 150k probabilities is off by 1e-5. ``instead``: where the distribution is NaN,
+    a token that can be scored, so that it is found there."""
+    rows, size = logprobs.shape
     if uniforms is None:
-        return logprobs.argmax(-1)
-    probabilities = logprobs.double().exp()
-    rows, size = probabilities.shape
-    blocks = pad(probabilities, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
-    ends = blocks.sum(-1).cumsum(-1)
-    target = uniforms[:, None] * ends[:, -1:]
-    block = torch.searchsorted(ends, target, right=True).clamp_max(ends.shape[-1] - 1)
-    inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(-1)
-    before = pad(ends, (1, 0)).gather(1, block)
-    # rounding may leave the draw at the very end of the block, behind its last likely token
-    within = (target - before).minimum(inside[:, -1:] * (1 - 1e-15))
-    return (block * _BLOCK + torch.searchsorted(inside, within, right=True))[:, 0]
+        found = logprobs.argmax(-1)
+    else:
+        probabilities = logprobs.double().exp()
+        blocks = pad(probabilities, (0, -size % _BLOCK)).view(rows, -1, _BLOCK)
+        ends = blocks.sum(-1).cumsum(-1)
+        target = uniforms[:, None] * ends[:, -1:]
+        block = torch.searchsorted(ends, target, right=True).clamp_max(ends.shape[-1] - 1)
+        inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK))[:, 0].cumsum(-1)
+        before = pad(ends, (1, 0)).gather(1, block)
+        # rounding may leave the draw at the very end of the block, behind its last likely token
+        within = (target - before).minimum(inside[:, -1:] * (1 - 1e-15))
+        found = (block * _BLOCK + torch.searchsorted(inside, within, right=True))[:, 0]
+    return torch.where(logprobs[:, 0].isnan(), instead, found)
 
 
 def draw_distance(logprobs: Tensor, uniforms: Tensor, tokens: Tensor) -> Tensor:

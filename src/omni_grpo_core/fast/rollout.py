@@ -143,7 +143,8 @@ class _Decoding:
         scores = sampling_logprobs(self.policy, logits, self.temperature or 1.0)
         uniforms = self.uniforms.index_select(1, self.at)[:, 0] if self.temperature else None
         running = self.sampled.running
-        chosen = torch.where(running, choose(scores, uniforms), self.policy.pad_token_id)
+        chosen = choose(scores, uniforms, self.policy.eos_token_ids[0])
+        chosen = torch.where(running, chosen, self.policy.pad_token_id)
         self.chosen.copy_(chosen)
         logprobs = scores.gather(1, chosen[:, None])[:, 0]
         for whole, column in zip(self.sampled, (chosen, logprobs, running), strict=False):
