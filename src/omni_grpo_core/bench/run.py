@@ -201,7 +201,7 @@ class _Bench:
                 "towers": lambda: self._towers(way, copies),
                 "sampling": lambda: self._generate(given),
                 "scoring": lambda: [self._score(*chunk) for chunk in chunks],
-                "update": lambda: [self._update(*chunk) for chunk in chunks],
+                "update": lambda: self._updates(chunks),
             }
         score = self._scorer(way)
         with torch.no_grad():
@@ -211,7 +211,7 @@ class _Bench:
             "prefill": lambda: self._prefill(embeddings),
             "sampling": lambda: self._sample(way),
             "scoring": lambda: self._score(score),
-            "update": lambda: self._update(score, host=self.host.get(way)),
+            "update": lambda: self._updates([(score, slice(None))], self.host.get(way)),
         }
 
     def _usual(self, rows: Sequence[Row]) -> Score:
@@ -270,6 +270,13 @@ class _Bench:
     def _score(self, score: Score, chunk: slice = slice(None)) -> Tensor:
         with torch.no_grad(), scoring(self.policy.model, checkpointing=False):
             return score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE)
+
+    def _updates(
+        self, chunks: Sequence[tuple[Score, slice]], host: HostGradients | None = None
+    ) -> None:
+        self.policy.model.zero_grad(set_to_none=True)
+        for score, chunk in chunks:
+            self._update(score, chunk, host=host)
 
     def _update(
         self, score: Score, chunk: slice = slice(None), *, host: HostGradients | None = None
