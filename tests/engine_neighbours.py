@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core import forward as forward_module
 from omni_grpo_core.core import rollout as rollout_module
 from omni_grpo_core.core.forward import sampling_logprobs
 from omni_grpo_core.core.policy import Policy
@@ -20,7 +21,7 @@ from omni_grpo_core.engines.requests import Answer, Drawn, Request, Sampling
 from omni_grpo_core.engines.transformers_backend import row_of
 from omni_grpo_core.faults.boundary import Boundary, sent_otherwise, weights_of, without
 from omni_grpo_core.recorder.hooks import patched
-from omni_grpo_core.types import Audio, Media, Stage, Video
+from omni_grpo_core.types import Audio, Batch, Media, Positions, Stage, Video
 
 Plant = Callable[[Boundary], None]
 
@@ -224,6 +225,21 @@ def not_rare(logprobs: Tensor) -> Tensor:
 # --------------------------------------------------------------------------- what comes back
 
 
+def counted(boundary: Boundary) -> None:
+    """Positions count tokens, whatever they are."""
+    asked = boundary.generate
+
+    def where(_: Policy, batch: Batch) -> Positions:
+        found = (batch.attention_mask.cumsum(-1) - 1).clamp(min=0).expand(3, -1, -1)
+        return Positions(found, torch.zeros(len(batch.rows), dtype=torch.int64))
+
+    def other(requests: Sequence[Request], sampling: Sampling) -> list[Answer]:
+        with patched(forward_module, positions=where):
+            return asked(requests, sampling)
+
+    boundary.generate = other
+
+
 def told(change: Callable[[Drawn], Drawn]) -> Plant:
     def plant(boundary: Boundary) -> None:
         asked = boundary.generate
@@ -256,6 +272,7 @@ def without_a_number(one: Drawn) -> Drawn:
     return replace(one, logprobs=(*one.logprobs[:-1], math.nan))
 
 
+_PLACES = "the engine places media as the batch does"
 _WHOLE = "the engine samples from the whole distribution"
 _DRAWS = "tokens are drawn as their logprobs say"
 _TOKENS = "logprobs are those of the drawn tokens"
@@ -286,6 +303,11 @@ NEIGHBOURS: tuple[Neighbour, ...] = (
         "media",
         "audio has the batch's content in the engine",
     ),
+    # how many frames are a second is not sent: two are assumed
+    Neighbour(
+        "rate lost", of_videos(lambda one: replace(one, sample_fps=2.0)), "positions", _PLACES
+    ),
+    Neighbour("positions as in text", counted, "positions", _PLACES),
     Neighbour("sound dropped, ids kept", lying, "media", "audio reaches the engine"),
     # which weights they are, nothing tells
     Neighbour(

@@ -290,10 +290,17 @@ def sampling_logprobs(policy: Policy, logits: Tensor, temperature: float) -> Ten
 
 
 def token_logprobs(
-    policy: Policy, batch: Batch, tokens: CompletionTensors, temperature: float
+    policy: Policy,
+    batch: Batch,
+    tokens: CompletionTensors,
+    temperature: float,
+    *,
+    where: Positions | None = None,
 ) -> Tensor:
-    """The scoring forward's logprobs of the completions' tokens: float32, (N, C), on the CPU."""
-    logits = completion_logits(policy, batch, tokens.ids, tokens.mask.to(torch.int64))
+    """The scoring forward's logprobs of the completions' tokens: float32, (N, C), on the CPU.
+    ``where`` as of :func:`completion_logits`."""
+    mask = tokens.mask.to(torch.int64)
+    logits = completion_logits(policy, batch, tokens.ids, mask, where=where)
     scores = sampling_logprobs(policy, logits, temperature)
     return scores.gather(2, tokens.ids.to(scores.device)[..., None])[..., 0].cpu()
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from omni_grpo_core.engines.misplaced import other_positions
 from omni_grpo_core.engines.reports import ALLOWED, EXPLAINED, Tried, reported
 from omni_grpo_core.engines.rounding import rounding
 from omni_grpo_core.engines.sides import Sampled, Sides
@@ -43,7 +44,7 @@ def explain(sides: Sides, sampled: Sampled, seed: int, cut: Disagreement | None)
             "layer's output is changed by its precision",
         )
     tried = [*reported(sides, sampled, seen), *_others(sides, sampled, seen)]
-    tried += _reordered(sides, sampled, limit)
+    tried += [*_placed(sides, sampled, seen), *_reordered(sides, sampled, limit)]
     left, best = min(tried, key=lambda one: one[0])
     if left <= limit:
         return best
@@ -93,6 +94,16 @@ def _others(sides: Sides, sampled: Sampled, seen: str) -> Iterator[Tried]:
             gap = sides.gap(sampled.inputs, sampled.tokens, sampled.temperature)
         equal = Disagreement("policy", name, f"{seen}, and equal to those without it")
         yield float(gap.abs().max()), equal
+
+
+def _placed(sides: Sides, sampled: Sampled, seen: str) -> Iterator[Tried]:
+    """Other positions of the same ids."""
+    for what, where in other_positions(sides.policy, sampled.inputs.batch):
+        gap = sides.gap(sampled.inputs, sampled.tokens, sampled.temperature, where)
+        placed = Disagreement(
+            "positions", "the engine places media as the batch does", f"{seen}, and equal {what}"
+        )
+        yield float(gap.abs().max()), placed
 
 
 def _reordered(sides: Sides, sampled: Sampled, limit: float) -> list[Tried]:

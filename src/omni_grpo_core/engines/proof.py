@@ -200,7 +200,7 @@ def _records(
         checks["batch"].append(Check("the engine reads the batch's ids", True, compared))
     for one in wrong:
         values.setdefault(one.stage, {})
-        checks[one.stage].append(Check(one.name, False, one.detail))
+        checks.setdefault(one.stage, []).append(Check(one.name, False, one.detail))
     if sampled is not None and not wrong:
         gap = float(sampled.gap.abs().max())
         worst = f"up to {gap:.2g} nats, {sides.lane.worst:g} allowed"

@@ -18,7 +18,7 @@ from omni_grpo_core.engines.requests import Answer, Backend, as_rollout, make_re
 from omni_grpo_core.pipeline.inputs import Inputs, make_batch
 from omni_grpo_core.pipeline.settings import Settings
 from omni_grpo_core.tolerances import Limit
-from omni_grpo_core.types import Media, Rollout
+from omni_grpo_core.types import Media, Positions, Rollout
 
 GROUP = 8
 """Completions per row: with eight rows, 64 in all."""
@@ -69,10 +69,17 @@ class Sides:
         return Sampled(inputs, list(answers), rolled, tokens, temperature, gap)
 
     @torch.no_grad()
-    def gap(self, inputs: Inputs, tokens: CompletionTensors, temperature: float) -> Tensor:
-        """Reported logprobs minus the trainer's under ``inputs``: float64, (N, C)."""
+    def gap(
+        self,
+        inputs: Inputs,
+        tokens: CompletionTensors,
+        temperature: float,
+        where: Positions | None = None,
+    ) -> Tensor:
+        """Reported logprobs minus the trainer's under ``inputs``, at other positions if ``where``:
+        float64, (N, C)."""
         with generating(self.policy.model):
-            ours = token_logprobs(self.policy, inputs.batch, tokens, temperature)
+            ours = token_logprobs(self.policy, inputs.batch, tokens, temperature, where=where)
         return torch.where(tokens.mask, tokens.logprobs - ours.double(), 0.0)
 
     @torch.no_grad()

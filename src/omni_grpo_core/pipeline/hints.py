@@ -86,6 +86,8 @@ BY_ENGINE: Mapping[tuple[str, str], str] = {
     "than the one that is updated: " + FIXES["gen.weights-stale"],
     ("policy", "the adapter is applied in the engine"): "the engine samples from the base model: "
     "merge the adapter into the weights that are sent, or send and name the adapter",
+    ("positions", "the engine places media as the batch does"): "the engine computes positions by "
+    "itself: hand over grids, audio-in-video and the seconds of each clip's temporal patch",
     ("logits", "the engine scores as the trainer does"): "the weights amplify rounding beyond what "
     "is allowed: look for a learning rate that is too high, or adapters that have grown large",
     ("logits", "logprobs are finite"): "no loss can be computed from them: look for weights that "

@@ -20,6 +20,7 @@ _CAUSES: Mapping[str, str] = {
     "the engine reads the batch's text": "engine.text",
     "the engine has the trainer's weights": "engine.weights-stale",
     "the adapter is applied in the engine": "engine.adapter-off",
+    "the engine places media as the batch does": "engine.positions",
     "the engine scores as the trainer does": "engine.rounding",
     "logprobs are finite": "engine.not-finite",
     "logprobs are at the sampling temperature": "engine.temperature",
