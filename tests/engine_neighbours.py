@@ -153,8 +153,8 @@ def drawn_from(change: Callable[[Tensor], Tensor], *, told: bool = False) -> Pla
     def scored(policy: Policy, logits: Tensor, temperature: float) -> Tensor:
         return change(sampling_logprobs(policy, logits, temperature)).log_softmax(-1)
 
-    def chosen(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
-        return choose(change(logprobs).log_softmax(-1), uniforms)
+    def chosen(logprobs: Tensor, uniforms: Tensor | None, instead: int) -> Tensor:
+        return choose(change(logprobs).log_softmax(-1), uniforms, instead)
 
     def plant(boundary: Boundary) -> None:
         asked = boundary.generate
@@ -189,8 +189,8 @@ def penalised(penalty: float, *, told: bool) -> Plant:
                 lower[:] = [sampling_logprobs(policy, changed, temperature)]
                 return lower[0] if told else sampling_logprobs(policy, logits, temperature)
 
-            def chosen(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
-                found = choose(lower[0], uniforms)
+            def chosen(logprobs: Tensor, uniforms: Tensor | None, instead: int) -> Tensor:
+                found = choose(lower[0], uniforms, instead)
                 seen[0].scatter_(1, found.view(-1, 1), True)
                 return found
 

@@ -377,17 +377,17 @@ def _within(boundary: Boundary, replaced: Callable[[Sampling], dict[str, Any]]) 
     boundary.generate = other
 
 
-def _choose_among_few(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
+def _choose_among_few(logprobs: Tensor, uniforms: Tensor | None, instead: int) -> Tensor:
     least = logprobs.topk(KEPT, -1).values[..., -1:]
-    return choose(logprobs.masked_fill(logprobs < least, -torch.inf), uniforms)
+    return choose(logprobs.masked_fill(logprobs < least, -torch.inf), uniforms, instead)
 
 
 def _scored_at_one(sampling: Sampling) -> dict[str, Any]:
     def at_one(policy: Policy, logits: Tensor, temperature: float) -> Tensor:
         return sampling_logprobs(policy, logits, 1.0)
 
-    def at_temperature(logprobs: Tensor, uniforms: Tensor | None) -> Tensor:
-        return choose(logprobs / (sampling.temperature or 1.0), uniforms)
+    def at_temperature(logprobs: Tensor, uniforms: Tensor | None, instead: int) -> Tensor:
+        return choose(logprobs / (sampling.temperature or 1.0), uniforms, instead)
 
     return {"sampling_logprobs": at_one, "choose": at_temperature}
 
