@@ -25,6 +25,7 @@ from omni_grpo_core.fast.head import CHUNK_LOGITS
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.losses.logprobs import CHUNK_SCORES
 from omni_grpo_core.pipeline.settings import Settings
+from omni_grpo_core.training.check_memory import check_memory
 from omni_grpo_core.training.check_trained import check_trained
 from omni_grpo_core.training.config import Fast, LoraConfig, OptimizerConfig, TrainConfig, as_values
 from omni_grpo_core.training.loop import train
@@ -33,7 +34,6 @@ from omni_grpo_core.training.memory import (
     SOFTMAX,
     Estimate,
     Moment,
-    check_memory,
     estimate,
     thinker_shapes,
 )
@@ -87,7 +87,7 @@ def test_the_formula_by_hand(config: TrainConfig) -> None:
             "embeddings": {"gradients": 1680},
             "optimizer": {"gradients": 400, "workspace": 320},
         },
-        offloaded=None,
+        offloaded=0,
     )  # fmt: skip
     assert (found.worst, found.peak) == ("scores", 1200 + 1040 + ends + 4800)
     assert found.peak == 31_616
@@ -344,18 +344,31 @@ def test_offloaded_gradients_leave_two_gib_and_the_embeddings_by_hand(seven: Tra
     assert of(device="cpu", fast="on") == of(device="cpu", fast="on", offload_gradients=False)
 
 
-def test_offloading_is_advised_where_it_can_help_and_needs_memory_of_the_host(
-    seven: TrainConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def weights_7b(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "omni_grpo_core.training.check_memory.thinker_shapes", lambda folder: shapes_7b()
+    )
+
+
+def advised(config: TrainConfig, memory: float, *, world: int = 1) -> str:
+    with pytest.raises(ConfigError) as caught:
+        check_memory(config, PICTURE_7B, world=world, memory=int(memory))
+    return caught.value.fix
+
+
+@pytest.mark.usefixtures("weights_7b")
+def test_offloading_is_advised_where_it_is_enough_and_needs_memory_of_the_host(
+    seven: TrainConfig,
 ) -> None:
-    """Masters of a 7B and their gradients are more than 80 GB. Their gradients are 14.2 GiB."""
-    monkeypatch.setattr("omni_grpo_core.training.memory.thinker_shapes", lambda folder: shapes_7b())
+    """Masters of a 7B are 14 bytes a weight, 99.3 GiB, and their gradients 14.2 GiB more."""
     config = replace(seven, precision="bfloat16", trained_weights="bfloat16_master")
     offloaded = replace(config, offload_gradients=True)
-    advice = "for gradients set offload_gradients, use lora"
-    for given, world, advised in ((config, 1, True), (offloaded, 1, False), (config, 2, False)):
-        with pytest.raises(ConfigError) as caught:
-            check_memory(given, PICTURE_7B, world=world, memory=A100)
-        assert (advice in caught.value.fix) is advised
+    advice = "offload_gradients: true"
+    assert advice in advised(config, 110 * 2**30)
+    assert advice not in advised(config, A100), "the weights alone are more"
+    assert advice not in advised(offloaded, 90 * 2**30)
+    assert advice not in advised(config, 110 * 2**30, world=2), "of one process alone"
     found = check_memory(offloaded, PICTURE_7B, world=1, memory=H200, host=2 * P_7B)
     assert found is not None
     assert str(found).endswith("; gradients of 14.2 on the host")
@@ -363,33 +376,49 @@ def test_offloading_is_advised_where_it_can_help_and_needs_memory_of_the_host(
         check_memory(offloaded, PICTURE_7B, world=1, memory=H200, host=2 * P_7B - 1)
 
 
+@pytest.mark.usefixtures("weights_7b")
 @pytest.mark.parametrize(
-    ("changes", "memory", "advice"),
+    ("changes", "memory", "change"),
     [
-        ({}, A100, "for optimizer use lora, freeze, optimizer: name: adamw_8bit"),
-        ({"loss": LossConfig(beta=0.1)}, H200, "for reference use lora, or loss: beta 0"),
+        ({"loss": LossConfig(beta=0.1), "fast": "off"}, H200, {"loss": LossConfig()}),
         ({"micro_batch_size": 8, "gradient_checkpointing": False, "fast": "off"}, H200,
-         "for activations set gradient_checkpointing"),
-        ({"batch_size": 8 * 200, "fast": "off"}, H200, "for cache lower batch_size"),
+         {"gradient_checkpointing": True}),
+        ({"batch_size": 8 * 200, "fast": "off"}, H200, {"batch_size": 8}),
+        ({"precision": "bfloat16"}, A100, {"lora": LoraConfig()}),
     ],
+    ids=["loss: beta: 0", "gradient_checkpointing: true", "batch_size: 8",
+         "lora: {} with precision: bfloat16"],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_with_what_to_change(
+def test_what_does_not_fit_is_refused_with_what_makes_it_fit(
+    request: pytest.FixtureRequest,
     seven: TrainConfig,
-    monkeypatch: pytest.MonkeyPatch,
     changes: dict[str, Any],
     memory: int,
-    advice: str,
+    change: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr("omni_grpo_core.training.memory.thinker_shapes", lambda folder: shapes_7b())
+    """One change alone, with what it needs then; to which the run's file has to be changed."""
     config = replace(seven, **changes)
-    with pytest.raises(ConfigError) as caught:
-        check_memory(config, PICTURE_7B, world=1, memory=memory)
-    assert advice in caught.value.fix
+    fix = advised(config, memory)
+    mended = check_memory(replace(config, **change), PICTURE_7B, world=1, memory=memory)
+    assert mended is not None
+    words = request.node.callspec.id
+    assert f"{words} ({mended.peak / 2**30:.3g} GiB)" in fix
+    assert (" gradient_checkpointing: true" in fix) == (not config.gradient_checkpointing)
     # 97 % of a CUDA device is usable
     enough = math.ceil(estimate(config, shapes_7b(), PICTURE_7B, world=1).peak / 0.97)
     check_memory(config, PICTURE_7B, world=1, memory=enough)
-    with pytest.raises(ConfigError, match="memory"):
-        check_memory(config, PICTURE_7B, world=1, memory=enough - 2)
+    assert advised(config, enough - 2)
+
+
+@pytest.mark.usefixtures("weights_7b")
+def test_what_is_enough_together_or_never_is_said(seven: TrainConfig) -> None:
+    lora = replace(seven, lora=LoraConfig(), gradient_checkpointing=False)
+    mended = replace(lora, precision="bfloat16", gradient_checkpointing=True)
+    peak = estimate(mended, shapes_7b(), PICTURE_7B, world=1).peak / 2**30
+    both = "gradient_checkpointing: true, precision: bfloat16, all together"
+    assert advised(lora, 20 * 2**30) == f"set {both} ({peak:.3g} GiB)"
+    never = advised(lora, 8 * 2**30)
+    assert "precision: bfloat16, settings: max_new_tokens: 32 it needs 15.8 GiB: use a lar" in never
 
 
 TOWERS_7B = {"visual.all": (676_550_144,), "audio_tower.all": (639_647_232,)}

@@ -11,11 +11,19 @@ from omni_grpo_core.fast.obstacles import refused
 from omni_grpo_core.io.extras import require
 from omni_grpo_core.training.config import OPTIMIZERS, LoraConfig, TrainConfig
 from omni_grpo_core.training.headers import read_header
-from omni_grpo_core.training.memory import fast_obstacle, lora_target, thinker_shapes
+from omni_grpo_core.training.memory import adapted, fast_obstacle, thinker_shapes
 from omni_grpo_core.types import Sample
 
 
 def check_trained(config: TrainConfig, *, world: int) -> None:
+    """Raises ``ConfigError`` as :func:`check_together` and for adapters that the weights do not
+    take; ``MissingExtra``."""
+    check_together(config, world=world)
+    if config.lora is not None:
+        _check_lora(config.lora, thinker_shapes(Path(config.checkpoint)))
+
+
+def check_together(config: TrainConfig, *, world: int) -> None:
     """Raises ``ConfigError`` for towers, adapters, dtypes and an optimizer that do not go together,
     a fast step that cannot be, and gradients of several processes that should be offloaded;
     ``MissingExtra`` for an optimizer that is not installed."""
@@ -27,8 +35,6 @@ def check_trained(config: TrainConfig, *, world: int) -> None:
     if config.lora is not None and config.freeze:
         raise _bad("freeze", f"{', '.join(config.freeze)} with lora", "one of the two",
                    "remove one: with lora everything but the adapter is frozen")  # fmt: skip
-    if config.lora is not None:
-        _check_lora(config.lora, thinker_shapes(Path(config.checkpoint)))
     _check_weights(config)
     if config.fast == "on" and (reason := fast_obstacle(config)):
         raise refused(reason)
@@ -92,7 +98,7 @@ def _check_lora(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> None
             "lora", f"rank {lora.rank}, alpha {lora.alpha}, {len(lora.target_modules)} targets",
             "rank and alpha 1 or more, and targets", "correct it",
         )  # fmt: skip
-    matched = [min(s) for name, s in shapes.items() if lora_target(lora, name, s)]
+    matched = [min(shape) for shape in adapted(lora, shapes)]
     if shapes and not matched:
         raise _bad(
             "lora: target_modules", ", ".join(lora.target_modules),

@@ -23,11 +23,12 @@ from omni_grpo_core.rewards.call import RewardFunction
 from omni_grpo_core.rewards.format import Format
 from omni_grpo_core.rewards.load import BY_JUDGE, load_reward
 from omni_grpo_core.training.check_engine import check_engine
+from omni_grpo_core.training.check_memory import check_memory
 from omni_grpo_core.training.check_trained import check_reached, check_trained
 from omni_grpo_core.training.config import TrainConfig, as_values
 from omni_grpo_core.training.foreign_keys import explained
 from omni_grpo_core.training.launcher import check_launcher, world_size
-from omni_grpo_core.training.memory import GIB, Estimate, check_memory
+from omni_grpo_core.training.memory import GIB, Estimate
 from omni_grpo_core.training.placement import fewest
 from omni_grpo_core.training.positions import check_positions, positions_of
 from omni_grpo_core.training.prompt_estimate import (

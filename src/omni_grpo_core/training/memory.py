@@ -38,13 +38,13 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from omni_grpo_core.core.weight_headers import weight_shapes
-from omni_grpo_core.errors import CheckpointError, ConfigError
+from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.fast import obstacles
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
 from omni_grpo_core.training.layer_memory import Layer, number_size, text_config, towers_kept
@@ -64,22 +64,6 @@ OFFLOADED_OUTSTANDING = 2 * GIB
 OFFLOADED_AT_ONCE = GIB
 """Bytes of gradients that come back for the optimizer at a time."""
 
-_SHARD = "shard over more processes (FSDP)"
-_LESS = "use lora, freeze"
-_ADVICE: Mapping[str, str] = {
-    "weights": "use lora with precision bfloat16, or trained_weights bfloat16_stochastic, or "
-    f"{_SHARD}",
-    "optimizer": f"{_LESS}, optimizer: name: adamw_8bit, or {_SHARD}",
-    "gradients": f"{_LESS}, trained_weights bfloat16_stochastic, or {_SHARD}",
-    "reference": "use lora, or loss: beta 0",
-    "whole weights": "use lora or freeze: sampling gathers all weights on every process",
-    "casts": "use lora or trained_weights bfloat16_master, or precision float32",
-    "cache": "lower batch_size (all its completions are sampled at once) or settings: "
-    "max_new_tokens",
-    "activations": "set gradient_checkpointing, or lower micro_batch_size or settings: "
-    "max_new_tokens or media",
-    "scores": "lower micro_batch_size or settings: max_new_tokens, or set fast: on",
-}
 _EMBEDDING = "embed_tokens.weight"
 Moment = Literal[
     "sampling", "forward", "scores", "backward", "gradients", "embeddings", "optimizer"
@@ -89,12 +73,11 @@ Moment = Literal[
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """Bytes of one process by part: what is ``always`` there, and what is besides at each of the
-    ``moments`` of a step. ``offloaded``: gradients in the memory of the host; ``None``: they cannot
-    be there."""
+    ``moments`` of a step. ``offloaded``: gradients in the memory of the host."""
 
     always: Mapping[str, int]
     moments: Mapping[Moment, Mapping[str, int]]
-    offloaded: int | None
+    offloaded: int
 
     def at(self, moment: Moment) -> int:
         return sum(self.always.values()) + sum(self.moments[moment].values())
@@ -113,61 +96,10 @@ class Estimate:
         """What is there at the peak."""
         return {**self.always, **self.moments[self.worst]}
 
-    @property
-    def advice(self) -> str:
-        """How to reduce the parts that are a tenth of the peak or more, the largest first."""
-        parts, advice = self.parts, dict(_ADVICE)
-        if self.offloaded == 0:
-            advice["gradients"] = f"set offload_gradients, {advice['gradients']}"
-        large = [name for name in advice if 10 * parts.get(name, 0) >= self.peak]
-        large.sort(key=lambda name: -parts[name])
-        return "; ".join(f"for {name} {advice[name]}" for name in large)
-
     def __str__(self) -> str:
         sizes = ", ".join(f"{k} {size / GIB:.3g}" for k, size in self.parts.items() if size)
         host = f"; gradients of {self.offloaded / GIB:.3g} on the host" if self.offloaded else ""
         return f"{sizes}; most in {self.worst}{host}"
-
-
-def check_memory(
-    config: TrainConfig,
-    prompt: PromptSize,
-    *,
-    world: int,
-    memory: int | None,
-    host: int | None = None,
-) -> Estimate | None:
-    """The estimate, ``None`` without headers. Raises ``ConfigError`` if it exceeds the ``memory``
-    bytes free on the device, or offloaded gradients the ``host`` bytes free on the machine.
-
-    ``prompt``: the longest. ``None``: unknown. The processes of a run share the
-    memory of a CPU; each has a CUDA device of its own.
-    """
-    shapes = thinker_shapes(Path(config.checkpoint))
-    if not shapes:
-        return None
-    found = estimate(config, shapes, prompt, world=world)
-    many = f"; {world} processes" if world > 1 else ""
-    needed = found.peak * (world if config.device == "cpu" else 1)
-    usable = 1.0 if config.device == "cpu" else USABLE
-    if config.rollout == "vllm" and config.vllm.url is None:
-        usable -= config.vllm.memory
-    if memory is not None and needed > usable * memory:
-        raise ConfigError(
-            "memory",
-            got=f"{needed / GIB:.3g} GiB needed (GiB: {found}{many})",
-            want=f"no more than {usable:.0%} of the {memory / GIB:.3g} GiB free on the "
-            f"{config.device}",
-            fix=found.advice,
-        )
-    if host is not None and found.offloaded and found.offloaded > host:
-        raise ConfigError(
-            "offload_gradients",
-            got=f"gradients of {found.offloaded / GIB:.3g} GiB",
-            want=f"no more than the {host / GIB:.3g} GiB free on the machine",
-            fix="remove it, or use lora or freeze",
-        )
-    return found
 
 
 def estimate(
@@ -220,7 +152,6 @@ def estimate(
             "workspace": _workspace(config, largest),
         },
     }
-    can = config.device == "cuda" and world == 1 and not sharded
     return Estimate(
         always={
             "runtime": RUNTIME if config.device == "cuda" else 0,
@@ -229,7 +160,7 @@ def estimate(
             "optimizer": _state(config, trained) // ranks,
         },
         moments=moments,
-        offloaded=gradients if offloaded else 0 if can else None,
+        offloaded=gradients if offloaded else 0,
     )
 
 
@@ -359,15 +290,15 @@ def learning_sizes(
     [24]
     """
     if lora is not None:
-        return [lora.rank * sum(s) for name, s in shapes.items() if lora_target(lora, name, s)]
+        return [lora.rank * sum(shape) for shape in adapted(lora, shapes)]
     frozen = tuple(prefix for tower in freeze for prefix in TOWER_PREFIX[tower])
     return [math.prod(s) for n, s in shapes.items() if not (frozen and n.startswith(frozen))]
 
 
-def lora_target(lora: LoraConfig, name: str, shape: tuple[int, ...]) -> bool:
-    """Whether the weight of this published name gets an adapter."""
-    pattern = lora_pattern(lora, layer=r"model\.layers\.\d+")
-    return len(shape) == 2 and re.fullmatch(rf"{pattern}\.weight", name) is not None
+def adapted(lora: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[int, ...]]:
+    """The shapes of the weights, by published name, that get an adapter."""
+    pattern = re.compile(lora_pattern(lora, layer=r"model\.layers\.\d+") + r"\.weight")
+    return (s for name, s in shapes.items() if len(s) == 2 and pattern.fullmatch(name))
 
 
 def lora_pattern(lora: LoraConfig, *, layer: str) -> str:
