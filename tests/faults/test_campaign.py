@@ -375,6 +375,21 @@ def test_no_stage_is_lost_without_causes(stage: Stage) -> None:
 
 
 @pytest.mark.slow
+def test_faults_between_trainer_and_engine_and_sound_engines(
+    run_cli: Callable[..., tuple[int, str, str]],
+) -> None:
+    """Ten in a run, four of them before parity as well; of weights that are merely other ones
+    nothing proves which."""
+    asked = ("faults", "--only", "engine.", "--pairs", "0", "--clean", "3", "--jobs", "1")
+    code, out, _ = run_cli(*asked, "--json")
+    form = json.loads(out)
+    assert (code, form["loops"]) == (0, {"engine": 10, "parity": 4})
+    names = ("injected", "detected", "stage_right", "cause_right", "wrong_causes")
+    assert [form[name] for name in names] == [14, 14, 14, 13, 0]
+    assert (form["clean_runs"], form["false_alarms"]) == (3, 0)
+
+
+@pytest.mark.slow
 def test_the_whole_campaign_meets_its_targets(
     run_cli: Callable[..., tuple[int, str, str]],
 ) -> None:
