@@ -65,6 +65,15 @@ def test_a_track_behind_its_clip_was_not_interleaved() -> None:
     assert (found.stage, found.name) == ("batch", "the engine interleaves as the batch does")
 
 
+def test_what_an_expansion_leaves_behind_its_marks_is_no_other_clip() -> None:
+    """vLLM puts a track's marks around the first placeholder of a clip, and so between it and the
+    rest of those that were expanded already: 2 video, then 2 - 1."""
+    (found,) = compare_ids(
+        [row(1, 4, 14, 9, 9, 8, 8, 15, 5, 2)], [(1, 4, 14, 9, 9, 8, 8, 15, 9, 5, 2)], TOKENS
+    )
+    assert (found.stage, found.name) == ("batch", "placeholders are expanded once")
+
+
 def test_rows_that_have_each_other_s_sound_are_not_called_resized() -> None:
     rows = [row(1, 8, 8, 2), row(3, 8, 8, 8, 2)]
     (found,) = compare_ids(rows, [(1, 8, 8, 8, 2), (3, 8, 8, 2)], TOKENS)
