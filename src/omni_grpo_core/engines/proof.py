@@ -182,7 +182,7 @@ def _records(
     sampled: Sampled | None,
     wrong: Sequence[Disagreement],
 ) -> tuple[StageRecord[object], ...]:
-    """``sampled``: ``None`` where ids differ, so that nothing was scored."""
+    """``sampled``: ``None`` where ids or completions are such that nothing was scored."""
     read = tuple(answer.prompt_ids for answer in answers)
     values: dict[Stage, object] = {
         "sample": inputs.samples,
@@ -194,10 +194,10 @@ def _records(
         "logits": {} if sampled is None else _numbers(sampled),
     }
     checks: dict[Stage, list[Check]] = {stage: [] for stage in (*values, "completion")}
+    if list(read) == [tuple(row.input_ids.tolist()) for row in inputs.batch.rows]:
+        checks["batch"].append(Check("the engine reads the batch's ids", True, f"{len(read)} rows"))
     if sampled is not None:
         values["completion"] = sampled.rolled
-        compared = f"{len(inputs.batch.rows)} rows"
-        checks["batch"].append(Check("the engine reads the batch's ids", True, compared))
     for one in wrong:
         values.setdefault(one.stage, {})
         checks.setdefault(one.stage, []).append(Check(one.name, False, one.detail))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from omni_grpo_core.doctor.evidence import Case, Evidence, Look, note_judged
 from omni_grpo_core.pipeline.hints import advice
@@ -23,20 +22,17 @@ def look_checks(case: Case) -> Iterator[Evidence]:
             # a finding of the run ends in what to do
             detail = check.detail.removesuffix(f"; {advice(record.stage, check.name)}")
             one = seen.get((record.stage, check.name))
-            proved = one is not None and one.proved
             rows = one.rows if one else ()
-            first: Mapping[str, Any] = {}
-            number = None
-            if rows and detail.startswith(rows[0].sentence):  # what it shows is that row
-                detail, number, first, rows = (
-                    rows[0].sentence,
-                    rows[0].row,
-                    rows[0].values,
-                    rows[1:],
-                )
-            sentence = f"the check {check.name!r} fails: {detail}"
-            values = {**first, "proved": proved}
-            yield Evidence(record.stage, check.name, sentence, row=number, values=values)
+            first = rows[0] if rows and detail.startswith(rows[0].sentence) else None
+            if first is not None:  # what the check shows is that row
+                detail, rows = first.sentence, rows[1:]
+            yield Evidence(
+                record.stage,
+                check.name,
+                f"the check {check.name!r} fails: {detail}",
+                row=None if first is None else first.row,
+                values={**(first.values if first else {}), "proved": bool(one and one.proved)},
+            )
             for row in rows:
                 yield Evidence(
                     record.stage, check.name, row.sentence, row=row.row, values=row.values
