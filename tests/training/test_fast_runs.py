@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from packaging.version import Version
@@ -14,7 +14,7 @@ from train_runs import log, short
 from omni_grpo_core import tiny
 from omni_grpo_core.fast import rollout
 from omni_grpo_core.fast.compiled import Compiled, watched
-from omni_grpo_core.losses import LossConfig
+from omni_grpo_core.losses import LossConfig, LossType
 from omni_grpo_core.tolerances import HALF
 from omni_grpo_core.training.config import Fast, GuardConfig, LoraConfig
 from omni_grpo_core.training.loop import train
@@ -95,6 +95,17 @@ def test_curves_coincide(tmp_path: Path, seed: int, changes: dict[str, Any]) -> 
     want, found = (
         curves(tmp_path / fast, fast=fast, steps=8, seed=seed, **changes) for fast in ("off", "on")
     )
+    assert_same_curves(found, want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", get_args(LossType))
+def test_a_run_of_every_loss_is_the_plain_one(tmp_path: Path, kind: LossType) -> None:
+    """With a reference, two updates on a rollout and groups that the plain step splits."""
+    length = 8 if kind == "dr_grpo" else None
+    loss = LossConfig(loss_type=kind, beta=0.04, max_completion_length=length)
+    changes: dict[str, Any] = {"loss": loss, "iterations": 2, "micro_batch_size": 2, "steps": 2}
+    want, found = (curves(tmp_path / fast, fast=fast, **changes) for fast in ("off", "on"))
     assert_same_curves(found, want)
 
 

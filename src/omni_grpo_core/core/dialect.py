@@ -83,6 +83,8 @@ def switch_checkpointing(model: Any, on: bool, *, reentrant: bool = False) -> No
     switch({"use_reentrant": False})
     if hasattr(model, _INPUT_HOOKS[0]):
         model.disable_input_require_grads()
+    for name in _INPUT_HOOKS:
+        vars(model).pop(name, None)
     vars(model).update(own)
 
 
