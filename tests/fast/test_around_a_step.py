@@ -19,6 +19,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import rollout
 from omni_grpo_core.fast.rollout import shared_rollout
 from omni_grpo_core.fast.step import FastStep
+from omni_grpo_core.training.config import Tower
 from omni_grpo_core.training.step import scoring
 from omni_grpo_core.training.trainable import freeze
 from omni_grpo_core.types import Batch
@@ -58,12 +59,13 @@ def state(policy: Policy) -> list[Any]:
     """Every module's attributes, and what stands in their dictionaries of hooks; attention."""
     modules = [*policy.model.modules()]
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    kernels: Any = torch.backends.cuda
     return [
         [{k: v for k, v in vars(module).items() if v is not None} for module in modules],
         [[*getattr(module, kind)] for module in modules for kind in kinds],
         [one.config._attn_implementation for one in modules if hasattr(one, "config")],
         [parameter.requires_grad for parameter in policy.model.parameters()],
-        torch.backends.cuda.cudnn_sdp_enabled(),
+        kernels.cudnn_sdp_enabled(),
     ]
 
 
@@ -164,7 +166,8 @@ def test_towers_may_thaw_and_freeze_between_two_updates(
     policy = replace(own, model=copy.deepcopy(own.model))
     fast = FastStep(policy)
     fast.rollout(batch, group_size=2, max_new_tokens=2, temperature=TEMPERATURE)
-    for frozen in ((), ("image", "video", "audio"), ("audio",)):
+    stages: tuple[tuple[Tower, ...], ...] = ((), ("image", "video", "audio"), ("audio",))
+    for frozen in stages:
         freeze(policy.model, frozen)
         want = scored(policy, plain(policy), batch, tokens)
         assert_parity(scored(policy, fast.scores, batch, tokens), want)
