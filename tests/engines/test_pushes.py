@@ -192,3 +192,5 @@ def test_what_the_engine_does_not_take_is_refused(
     with pytest.raises(ConfigError) as raised:
         check_engine(config, world)
     assert raised.value.item == item
+    with pytest.raises(ConfigError, match="vllm: found settings of an engine with rollout: own"):
+        check_engine(replace(config, rollout="own"), world)

@@ -150,7 +150,11 @@ def test_the_fixture(omni_parity: OmniParity, tmp_path: Path) -> None:
     message = str(caught.value)
     assert "forgetful differ" in message
     assert "no-generation-prompt: 2 of 2 rows, rows.json:1: the end is missing" in message
-    known = omni_parity(
-        "ours", forgetful, data=rows(tmp_path, 21), known=["no-generation-prompt", "truncated"]
-    )
+
+    def wrong(messages: list[dict[str, Any]], processor: Any) -> dict[str, Any]:
+        return {"labels": []}
+
+    with pytest.raises(pytest.fail.Exception, match=r"rows.json:1: found no input_ids among lab"):
+        omni_parity("ours", wrong, data=rows(tmp_path, 21))
+    known = omni_parity("ours", forgetful, data=rows(tmp_path, 21), known=["no-generation-prompt"])
     assert not known.equal

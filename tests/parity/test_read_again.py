@@ -22,6 +22,7 @@ from omni_grpo_core.parity.read_again import read_picture, read_sound
 from omni_grpo_core.types import MediaRef
 
 Picture = PIL.Image.Image
+LOADS_LIBROSA = pytest.mark.slow  # several seconds, once all other resamplers were tried
 SIZE = (56, 84)  # height, width
 BICUBIC, BILINEAR = PIL.Image.Resampling.BICUBIC, PIL.Image.Resampling.BILINEAR
 
@@ -133,28 +134,27 @@ def raw(path: Path) -> NDArray[np.float32]:
 @pytest.mark.parametrize(
     ("read", "name", "said"),
     [
-        (
-            lambda p: raw(p).mean(1),
-            "rate-ignored",
-            "its 48000 samples a second taken for 16000",
-        ),
-        (
+        (lambda p: raw(p).mean(1), "rate-ignored", "its 48000 samples a second taken for 16000"),
+        # of 440 and 660 Hz nothing is lost by taking every third sample
+        (lambda p: raw(p).mean(1)[::3], "other-resampler", "resampled by leaving samples out"),
+        pytest.param(
             lambda p: raw(p)[:, 1],
             "other-channels",
             "channel 1 only, its 48000 samples a second taken for 16000",
+            marks=LOADS_LIBROSA,
         ),
-        (
+        pytest.param(
             lambda p: raw(p).reshape(-1),
             "other-channels",
             "its channels' samples one after the other, its 48000 samples a second taken for 16000",
+            marks=LOADS_LIBROSA,
         ),
-        # of 440 and 660 Hz nothing is lost by taking every third sample
-        (
+        pytest.param(
             lambda p: raw(p)[::3, 0],
             "other-channels",
             "channel 0 only, resampled by leaving samples out",
+            marks=LOADS_LIBROSA,
         ),
-        (lambda p: raw(p).mean(1)[::3], "other-resampler", "resampled by leaving samples out"),
     ],
 )
 def test_a_sound(
@@ -163,6 +163,7 @@ def test_a_sound(
     assert read_sound(str(recording), torch.from_numpy(read(recording).copy())) == (name, said)
 
 
+@LOADS_LIBROSA
 def test_one_channel_through_our_own_resampler(recording: Path) -> None:
     """Written to a file of its own, the left channel is what our decoder makes of it."""
     left = recording.with_name("left.wav")
@@ -171,5 +172,6 @@ def test_one_channel_through_our_own_resampler(recording: Path) -> None:
     assert read_sound(str(recording), now) == ("other-channels", "channel 0 only")
 
 
+@LOADS_LIBROSA
 def test_another_sound_is_not_explained(recording: Path) -> None:
     assert read_sound(str(recording), torch.linspace(-1, 1, 8000)) is None

@@ -231,12 +231,12 @@ def _prompts(
     named = [cause for cause in texts if cause.name != UNNAMED]
     merge = int(setup.processor.image_processor.merge_size)
     prompts = Prompts(*rows, names, setup.policy.family, merge)
-    alone = explain_ids(prompts) if not texts or named != texts else ()
-    found = alone or explain_ids(prompts, reworded=True)
+    tokens = [] if texts else list(_other_tokens(rows, names, setup))
+    explained = tokens or (texts and named == texts)
+    alone = () if explained else explain_ids(prompts)
+    yield from tokens
     yield from named if alone else texts
-    yield from found
-    if "text" not in differs and "batch" in differs and not found:
-        yield from _other_tokens(rows, names, setup)
+    yield from alone or explain_ids(prompts, reworded=True)
 
 
 def _other_tokens(rows: tuple[Row, Row], names: Names, setup: Setup) -> Iterator[Cause]:

@@ -68,17 +68,19 @@ def explain_media(
         inside = {_title(n): v for n, v in a.items() if n != name and n.startswith(kind)}
         outside = {_title(n): v for n, v in (elsewhere or {}).items() if n.startswith(kind)}
         found = (
-            _cut_out(item)
+            _another(item, inside)
+            or _another(item, outside)
+            or _cut_out(item)
             or _frames(item)
-            or _reproduced(item, inside)
-            or (_reproduced(item, outside) if outside else None)
             or _unscaled(item)
+            or _reproduced(item)
             or _grey(item)
             or _per_colour(item)
         )
-        # a file shows exactly what a resampler only comes near to
-        if found is None or found.name == "audio-resampled":
-            found = _read_otherwise(item) or found
+        if found is None:
+            found = _read_otherwise(item)
+        elif found.name == "audio-resampled":  # which only comes near to it
+            found = _read_otherwise(item, resampled=False) or found
         elif found.name in ("image-normalised", "video-normalised"):
             found = _per_colour(item) or found  # with the numbers that were set
         yield found or item.cause("differs", difference(was, now))
@@ -138,8 +140,16 @@ def _title(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _reproduced(item: Item, others: Mapping[str, Tensor] | None = None) -> Cause | None:
-    made = reproductions(item.was, item.now, alike, axes=_AXES[item.kind], others=others)
+def _another(item: Item, others: Mapping[str, Tensor]) -> Cause | None:
+    names = [name for name, other in others.items() if alike(other, item.now)]
+    if not names:
+        return None
+    said = " or ".join(f"of {name}" for name in names)
+    return item.cause("swapped-with", f"what the second has is the first's {said} instead")
+
+
+def _reproduced(item: Item) -> Cause | None:
+    made = reproductions(item.was, item.now, alike, axes=_AXES[item.kind])
     if not made:
         return None
     # one side of a picture only
@@ -200,13 +210,13 @@ def _per_colour(item: Item) -> Cause | None:
     return item.cause("normalised", "with mean {} and deviation {}".format(*numbers))
 
 
-def _read_otherwise(item: Item) -> Cause | None:
+def _read_otherwise(item: Item, *, resampled: bool = True) -> Cause | None:
     ref = item.ref
     if ref is None or ref.start is not None or ref.end is not None:
         return None
     found = None
     if item.kind == "audio":
-        found = read_sound(ref.path, item.now)
+        found = read_sound(ref.path, item.now, resampled=resampled)
     elif item.kind == "image":
         found = read_picture(ref, item.was, item.now)
     return None if found is None else item.cause(*found)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from omni_grpo_core import tiny
+from omni_grpo_core.errors import OmniGrpoError
 from omni_grpo_core.parity.compare import compare_paths
 from omni_grpo_core.parity.given import row_reader
 from omni_grpo_core.parity.paths import UsersPath
@@ -37,9 +38,9 @@ class OmniParity:
         known: Sequence[str] = (),
     ) -> ParityReport:
         """Compare two paths on the rows of ``data`` (the shipped ones without), and fail the test
-        where they differ. A path is a name (``"ours"``, ``"transformers"``, ``"module:function"``)
-        or a function of ``(messages, processor)``. ``known``: causes that are no failure; rows with
-        no other cause pass."""
+        where they differ or cannot be compared. A path is a name (``"ours"``, ``"transformers"``,
+        ``"module:function"``) or a function of ``(messages, processor)``. ``known``: causes that
+        are no failure; rows with no other cause pass."""
         folder = Path(checkpoint or self.checkpoint or tiny.checkpoint_dir())
         task = Task(
             folder,
@@ -48,8 +49,11 @@ class OmniParity:
             root=None if root is None else Path(root),
             limit=limit,
         )
-        setup, samples = task.setup(), task.samples()
-        one, other = (run_path(path, setup, samples) for path in (a, b))
+        try:
+            setup, samples = task.setup(), task.samples()
+            one, other = (run_path(path, setup, samples) for path in (a, b))
+        except OmniGrpoError as error:
+            pytest.fail(str(error), pytrace=False)
         report = compare_paths(one, other, setup, row_reader(setup, samples))
         lines = [line for line in report.lines() if line.partition(":")[0] not in known]
         if lines:

@@ -160,24 +160,22 @@ _KERNELS: tuple[tuple[str, Callable[[Picture, Sequence[int]], Tensor]], ...] = (
 # --------------------------------------------------------------------------- sounds
 
 
-def read_sound(path: str, now: Tensor) -> tuple[str, str] | None:
-    """How a waveform (n,) was read from its file otherwise: the name of it, and in words."""
+def read_sound(path: str, now: Tensor, *, resampled: bool = True) -> tuple[str, str] | None:
+    """How a waveform (n,) was read from its file otherwise: the name of it, and in words.
+    ``resampled``: whether it may have been."""
     raw, rate = _channels(path)
     if not len(raw):
         return None
-    for (mixed, channel), (resampled, change) in sorted(
-        product(_mixed(raw).items(), _RESAMPLED.items()),
-        key=lambda way: bool(way[0][0]) + bool(way[1][0]),
+    ways = _RESAMPLED.items() if resampled else [(_IGNORED, _not)]
+    for (mixed, channel), (how, change) in sorted(
+        product(_mixed(raw).items(), ways), key=lambda way: bool(way[0][0]) + bool(way[1][0])
     ):
-        if not (mixed or resampled):
+        if not (mixed or how):
             continue
         made = torch.from_numpy(change(channel, rate, len(now)))
         if made.shape == now.shape and torch.allclose(made, now, atol=1e-4, rtol=1e-4):
-            said = _joined(mixed, resampled.format(rate=rate))
-            name = "other-channels" if mixed else "rate-ignored" if change is _not else (
-                "other-resampler"
-            )  # fmt: skip
-            return name, said
+            alone = "rate-ignored" if how == _IGNORED else "other-resampler"
+            return ("other-channels" if mixed else alone), _joined(mixed, how.format(rate=rate))
     return None
 
 
@@ -237,10 +235,11 @@ def _not(sound: NDArray[np.float32], rate: int, size: int) -> NDArray[np.float32
     return sound
 
 
+_IGNORED = "its {rate} samples a second taken for 16000"
 _RESAMPLED: Mapping[str, Callable[[NDArray[np.float32], int, int], NDArray[np.float32]]] = {
     "": _ours,
-    "its {rate} samples a second taken for 16000": _not,
-    "resampled by librosa (soxr)": _librosa,
+    _IGNORED: _not,
     "resampled by leaving samples out": _decimated,
     "resampled by linear interpolation": _linear,
+    "resampled by librosa (soxr)": _librosa,
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.extras import require
-from omni_grpo_core.training.config import TrainConfig
+from omni_grpo_core.training.config import TrainConfig, VllmConfig
 from omni_grpo_core.training.memory import thinker_shapes
 
 LARGEST_RANK = 512
@@ -16,9 +16,12 @@ LARGEST_RANK = 512
 def check_engine(config: TrainConfig, world: int) -> None:
     """Raises ``ConfigError`` for settings that vLLM does not take or that contradict each other,
     ``MissingExtra`` if its packages are not installed."""
-    if config.rollout != "vllm":
-        return
     engine = config.vllm
+    if config.rollout != "vllm":
+        if engine != VllmConfig():
+            raise _bad("vllm", f"settings of an engine with rollout: {config.rollout}",
+                       "rollout: vllm, which they are of", "set it, or remove them")  # fmt: skip
+        return
     require("vllm", *(() if engine.place == "inside" else ("httpx",)),
             *(() if engine.url else ("vllm",)))  # fmt: skip
     if world > 1:
