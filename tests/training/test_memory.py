@@ -442,25 +442,27 @@ UPDATE: tuple[Moment, ...] = ("forward", "scores", "backward", "gradients", "emb
 
 
 @pytest.mark.parametrize(
-    ("fast", "group", "tokens", "sampling", "update"),
+    ("fast", "offloaded", "group", "tokens", "sampling", "update"),
     [
-        ("off", 2, 64, 17.52, 32.74),
-        ("off", 4, 64, 17.61, 34.80),
-        ("off", 8, 64, 18.33, 38.91),
-        ("off", 8, 256, 18.43, 39.36),
-        ("on", 2, 64, 17.54, 32.18),
-        ("on", 8, 64, 17.54, 32.15),
-        ("on", 8, 256, 17.54, 32.14),
+        ("off", False, 2, 64, 17.49, 32.69),
+        ("off", False, 8, 64, 18.36, 38.89),
+        ("off", False, 8, 256, 18.43, 39.36),
+        ("off", False, 32, 64, 22.96, 72.33),
+        ("on", False, 2, 64, 17.54, 32.18),
+        ("on", False, 32, 64, 17.54, 32.14),
+        ("on", False, 8, 256, 17.54, 32.14),
+        ("on", True, 8, 256, 17.54, 21.21),
     ],
 )
 def test_the_estimate_is_within_a_tenth_of_what_the_bench_took_on_an_h200(
-    seven: TrainConfig, fast: Fast, group: int, tokens: int, sampling: float, update: float
-) -> None:
+    seven: TrainConfig, fast: Fast, offloaded: bool, group: int, tokens: int, sampling: float,
+    update: float,
+) -> None:  # fmt: skip
     """Measured on 2026-11-30, torch 2.11, transformers 5.17: ``omni-grpo bench --size 7b``, GiB
     allocated at most. A tenth is what the estimate claims; it was 3 % at most."""
     config = replace(
         seven, precision="bfloat16", fast=fast, batch_size=group, micro_batch_size=group,
-        settings=Settings(group_size=group, max_new_tokens=tokens), **STOCHASTIC,
+        offload_gradients=offloaded, device="cuda", settings=Settings(group_size=group, max_new_tokens=tokens), **STOCHASTIC,
     )  # fmt: skip
     found = estimate(config, {**shapes_7b(), **TOWERS_7B}, CLIP, world=1)
     assert taken(found, ["sampling"], optimizer=False) == pytest.approx(sampling, rel=0.1)
