@@ -350,3 +350,14 @@ def test_positions_by_hand(setup: Setup) -> None:
     """25 a second: pairs of frames half a second apart are 12 (12.5 cut off) and 13 apart."""
     assert QWEN2_5_OMNI.audio_tokens(100) == 25
     assert [int(pair * 0.5 * 25) for pair in range(4)] == [0, 12, 25, 37]
+
+
+def test_a_mistake_of_the_first_side_has_the_same_name(
+    setup: Setup, rows: Mapping[int, Sample], ours: Mapping[int, Trace]
+) -> None:
+    """``parity my:collate ours``: what is missing there is not called added here."""
+    theirs = run_path(with_ids(setup, without("<a")), setup, [rows[INSIDE]])
+    (row,) = compare_paths(theirs, [ours[INSIDE]], setup).rows
+    assert [(c.name, c.sentence) for c in row.causes] == [
+        ("marks-dropped", "with the two exchanged: begin of audio dropped")
+    ]

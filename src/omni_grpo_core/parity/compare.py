@@ -48,7 +48,7 @@ def compare_paths(
             fix="make both from the same --data and --limit",
         )  # fmt: skip
     rows = tuple(
-        _row(one, other, a, setup, lambda number=number: givens(number))  # type: ignore[misc]
+        _row(one, other, (a, b), setup, lambda number=number: givens(number))  # type: ignore[misc]
         for number, (one, other) in enumerate(zip(a, b, strict=True))
     )
     return ParityReport(
@@ -62,9 +62,13 @@ def _header(trace: Trace) -> dict[str, str]:
 
 
 def _row(
-    a: Trace, b: Trace, every: Sequence[Trace], setup: Setup, given: Callable[[], Given | None]
+    a: Trace,
+    b: Trace,
+    every: tuple[Sequence[Trace], Sequence[Trace]],
+    setup: Setup,
+    given: Callable[[], Given | None],
 ) -> RowResult:
-    """``every``: all rows of the first side, of which ``b`` may be another."""
+    """``every``: all rows of both sides, of which a row may be another."""
     sample = a.header["sample_id"]
     names = names_of(setup.processor)
     errors = {side: trace.header["error"] for side, trace in (("a", a), ("b", b))
@@ -101,12 +105,19 @@ def _row(
     right, why = right_order(rows, names, setup)
     if first.stage == "positions":
         right, why = right_positions(one, other, rows[0], names, setup)
-    causes = tuple(_causes(one, other, every, stages, rows, names, setup, given))
+    if b.header["path"] == "ours" != a.header["path"]:  # a mistake is a change of the sound side
+        sides, seen = (other, one, every[1]), (rows[1], rows[0])
+        found = [
+            replace(cause, sentence=f"with the two exchanged: {cause.sentence}")
+            for cause in _causes(*sides, stages, seen, names, setup, given)
+        ]
+    else:
+        found = list(_causes(one, other, every[0], stages, rows, names, setup, given))
     # placeholders follow from the media: said where nothing else is
-    beside = tuple(cause for cause in causes if cause.name != "media")
+    beside = tuple(cause for cause in found if cause.name != "media")
     return replace(
         result,
-        causes=beside or causes,
+        causes=beside or tuple(found),
         token=_first_token(rows, setup),
         right=right,
         why=why,
