@@ -275,6 +275,7 @@ def test_a_watched_model_is_not_compiled(policy: Policy) -> None:
     assert compiled.usable
 
 
+@pytest.mark.slow
 def test_layers_that_the_user_compiled_stay_so(policy: Policy, mixed: Batch) -> None:
     own = replace(policy, model=copy.deepcopy(policy.model))
     calls = []

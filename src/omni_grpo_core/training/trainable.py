@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omni_grpo_core.core.family import published_name
 from omni_grpo_core.core.policy import Policy
-from omni_grpo_core.errors import ConfigError
+from omni_grpo_core.errors import ConfigError, one_line
 from omni_grpo_core.fast.step import FastStep
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
@@ -113,7 +113,7 @@ def add_lora(model: Any, config: LoraConfig, seed: int) -> None:
     except ValueError as error:
         raise ConfigError(
             "lora: target_modules",
-            got=f"{', '.join(config.target_modules)} ({' '.join(str(error).split())[:300]})",
+            got=f"{', '.join(config.target_modules)} ({one_line(error)})",
             want="names of linear layers of the text model",
             fix="choose from the names that print(model) shows, in a mixture outside its experts",
         ) from error
