@@ -462,7 +462,8 @@ def test_the_estimate_is_within_a_tenth_of_what_the_bench_took_on_an_h200(
     allocated at most. A tenth is what the estimate claims; it was 3 % at most."""
     config = replace(
         seven, precision="bfloat16", fast=fast, batch_size=group, micro_batch_size=group,
-        offload_gradients=offloaded, device="cuda", settings=Settings(group_size=group, max_new_tokens=tokens), **STOCHASTIC,
+        offload_gradients=offloaded, device="cuda",
+        settings=Settings(group_size=group, max_new_tokens=tokens), **STOCHASTIC,
     )  # fmt: skip
     found = estimate(config, {**shapes_7b(), **TOWERS_7B}, CLIP, world=1)
     assert taken(found, ["sampling"], optimizer=False) == pytest.approx(sampling, rel=0.1)
