@@ -46,8 +46,8 @@ def faults(
 
     By default a sample of all trials: every fault in one of its loops, some pairs of faults and
     some sound runs. ``--all`` plants each fault in every loop. A trial takes about a second of one
-    core, that of a pair two: with two jobs on two free cores the sample some 5 minutes, all of them
-    some 12.
+    core, that of a pair two: with two jobs on two free cores the sample some 3 minutes, all of them
+    some 6.
 
     Faults between trainer and rollout engine (``engine.``) are planted in a run on an engine, which
     the proof of agreement should stop and the doctor explain (``--loop engine``), and, where the
