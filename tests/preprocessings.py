@@ -93,11 +93,13 @@ class Careful:
         listed = any(part["type"] == "audio" for part in parts)
         media: dict[str, list[Any]] = {"images": [], "videos": [], "audio": [], "rates": []}
         self.inside = False
+        self.of_clip: list[int | None] = []
         for part in parts:
             if part["type"] == "image":
                 media["images"].append(self.picture(part["image"], side))
             elif part["type"] == "audio":
                 media["audio"].append(self.sound(part["audio"]))
+                self.of_clip.append(None)
             elif part["type"] == "video":
                 clip, rate = self.clip(part["video"], side)
                 media["videos"].append(clip)
@@ -107,6 +109,7 @@ class Careful:
                 if heard:
                     self.inside = True
                     media["audio"].append(self.sound(part["video"]))
+                    self.of_clip.append(len(media["videos"]) - 1)
         return media
 
     def flags(self, rates: list[float]) -> Output:
@@ -121,10 +124,15 @@ class Careful:
         part = processor.image_processor
         media = self.media(messages, part.patch_size * part.merge_size)
         rates = media.pop("rates")
+        inside: Output = {"use_audio_in_video": self.inside}
+        if hasattr(processor, "load_audio_from_video"):  # since transformers 5.23
+            inside = {"load_audio_from_video": self.inside}
+            if self.inside:
+                inside["audio_from_video_indices"] = self.of_clip
         output = processor(
             text=[text],
             **{kind: items or None for kind, items in media.items()},
-            use_audio_in_video=self.inside,
+            **inside,
             return_tensors="pt",
             padding=True,
             **self.flags(rates),

@@ -18,8 +18,7 @@ SETTING = replace(SETTINGS["tiny"], groups=1, group=4, tokens=11)
 
 def weights(policy: Policy) -> int:
     """Of the text model's layers and the head."""
-    model: Any = policy.model
-    parts = model.get_submodule("model.layers"), model.lm_head
+    parts: Any = policy.text_model.layers, policy.model.lm_head
     return sum(p.numel() for part in parts for p in part.parameters())
 
 
