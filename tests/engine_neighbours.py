@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.core.rollout import choose
 from omni_grpo_core.engines.requests import Answer, Drawn, Request, Sampling
 from omni_grpo_core.engines.transformers_backend import row_of
-from omni_grpo_core.faults.boundary import Boundary, sent_otherwise, weights_of, without
+from omni_grpo_core.faults.boundary import Boundary, older, sent_otherwise, weights_of, without
 from omni_grpo_core.recorder.hooks import patched
 from omni_grpo_core.types import Audio, Batch, Media, Positions, Stage, Video
 
@@ -118,18 +119,9 @@ def one_layer_older(boundary: Boundary) -> None:
     """As where the adapter of one layer is not applied."""
     load = boundary.load
 
-    def older(held: dict[str, Tensor]) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-        return {
-            name: value + 0.05 * value.std() * torch.randn(value.shape, generator=generator)
-            if ".model.layers.1." in name and value.dim() > 1
-            else value
-            for name, value in held.items()
-        }
-
     def other(folder: Path) -> str:
         found = load(folder)
-        with weights_of(folder, older):
+        with weights_of(folder, partial(older, part=".model.layers.1.")):
             load(folder)
         return found
 

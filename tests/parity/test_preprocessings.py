@@ -325,6 +325,13 @@ def bilinear(path: str, side: int) -> PIL.Image.Image:
     return Careful().opened(path).resize(size, PIL.Image.Resampling.BILINEAR)
 
 
+def plainly(ending: str) -> Callable[[Careful, str], PIL.Image.Image]:
+    """Files of this ending are opened as Pillow's first example does."""
+    return lambda self, path: (
+        PIL.Image.open(path).convert("RGB") if path.endswith(ending) else Careful.opened(self, path)
+    )
+
+
 def rounded(self: Careful, output: Output, processor: Any) -> Output:
     return {k: v.bfloat16() if k.startswith("pixel") else v for k, v in output.items()}
 
@@ -358,18 +365,12 @@ SEEN: dict[str, tuple[Careful, str, list[str]]] = {
         [*PICTURES, *CLIPS],
     ),
     "EXIF ignored": (
-        with_(
-            opened=lambda s, p: PIL.Image.open(p).convert("RGB")
-            if p.endswith("jpg") else Careful.opened(s, p)
-        ),
+        with_(opened=plainly("jpg")),
         "exif-ignored",
         ["turned"],
     ),
     "transparency dropped": (
-        with_(
-            opened=lambda s, p: PIL.Image.open(p).convert("RGB")
-            if p.endswith("clear.png") else Careful.opened(s, p)
-        ),
+        with_(opened=plainly("clear.png")),
         "transparency-dropped",
         ["transparent"],
     ),

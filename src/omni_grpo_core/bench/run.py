@@ -274,26 +274,22 @@ class _Bench:
     def _updates(
         self, chunks: Sequence[tuple[Score, slice]], host: HostGradients | None = None
     ) -> None:
+        """The gradients of one step, and no earlier ones."""
         self.policy.model.zero_grad(set_to_none=True)
-        for score, chunk in chunks:
-            self._update(score, chunk, host=host)
-
-    def _update(
-        self, score: Score, chunk: slice = slice(None), *, host: HostGradients | None = None
-    ) -> Tensor:
-        """Forward and backward pass of one on-policy step: the gradient of the clipped loss."""
         if host is not None:
             host.drop()
-        with (
-            scoring(self.policy.model, checkpointing=self.options.checkpointing),
-            nullcontext() if host is None else host.attached(),
-        ):
+        with nullcontext() if host is None else host.attached():
+            for score, chunk in chunks:
+                self._update(score, chunk)
+
+    def _update(self, score: Score, chunk: slice) -> None:
+        """Forward and backward pass of one on-policy step: the gradient of the clipped loss."""
+        with scoring(self.policy.model, checkpointing=self.options.checkpointing):
             logprobs = score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE).float()
             ratio = torch.exp(logprobs - logprobs.detach())
             terms = ratio * self.advantages[chunk]
             loss = -terms.sum() / self.ids.numel()
             torch.autograd.backward(loss)
-            return loss.detach()
 
     # ----------------------------------------------------------------- agreement
 
@@ -344,7 +340,7 @@ class _Bench:
         return (scored.cpu() - tokens.logprobs).abs()[tokens.mask]
 
     def _gradients(self, score: Score, host: HostGradients | None) -> list[Tensor]:
-        self._update(score, host=host)
+        self._updates([(score, slice(None))], host)
         made = [p.grad if host is None else host.gradient(p) for p in self.learning]
         self.policy.model.zero_grad(set_to_none=True)
         pairs = zip(self.learning, made, strict=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omni_grpo_core.errors import BatchError
+from omni_grpo_core.errors import BatchError, one_line
 
 _WANTED = "what the processor returns for one row: a mapping with input_ids"
 _DIMENSIONS: Mapping[str, tuple[tuple[int, ...], str]] = {
@@ -104,8 +104,8 @@ def _tensor(value: Any, name: str, refused: Any) -> Tensor:
     try:
         return torch.as_tensor(value).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise refused(f"{name} that are no array ({said})", "numbers, of one length") from error
+        got = f"{name} that are no array ({one_line(error, 200)})"
+        raise refused(got, "numbers, of one length") from error
 
 
 def _tensors(output: Mapping[str, Any], refused: Any) -> dict[str, Tensor]:
