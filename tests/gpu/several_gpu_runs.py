@@ -6,7 +6,8 @@ process killed after the fifth, resumed. Figures beside those of one GPU::
 A group a step for each GPU. Random weights, written once to ``--place``. ``lora``, ``full``: FSDP2
 in bfloat16. ``ddp``: LoRA, data-parallel. ``one``, ``one-full``: the same steps on one GPU, for the
 update's efficiency (all weights fit there only with bfloat16 weights and eight-bit moments).
-``--size tiny`` tries the script on CPUs.
+``--timed``: the five steps alone, without ``full_determinism``, which costs time, and without a
+state. ``--size tiny`` tries the script on CPUs.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ PARTS = ("lora", "full", "ddp", "one", "one-full")
 STEPS = 5
 
 
-def setting(size: str, place: Path, out: Path, part: str, tokens: int, world: int) -> TrainConfig:
+def setting(
+    size: str, place: Path, out: Path, part: str, tokens: int, world: int, timed: bool
+) -> TrainConfig:
     plain = base(size, place / "checkpoint", place / "rows.json", out)
     config = replace(
-        plain, batch_size=8 * world, micro_batch_size=8, save_every=3, keep=1, steps=9,
-        rewards={"toy_rewards:early_letters": RewardEntry()}, full_determinism=True,
+        plain, batch_size=8 * world, micro_batch_size=8, steps=9, keep=1,
+        save_every=0 if timed or part.startswith("one") else 3, full_determinism=not timed,
+        rewards={"toy_rewards:early_letters": RewardEntry()},
         settings=replace(plain.settings, max_new_tokens=tokens),
     )  # fmt: skip
     if part == "one-full":
@@ -82,8 +86,6 @@ def measured(
     kind = FSDP if part in ("lora", "full") else None
     out = Path(config.out)
     shutil.rmtree(out, ignore_errors=True)
-    if world == 1:
-        config = replace(config, save_every=0)
     first = command(
         config, folder, world, kind, kill=after(out, STEPS), victims=(world - 1,), limit=330.0
     )
@@ -91,7 +93,7 @@ def measured(
     found |= {"part": part, "killed": shown(first), "lines": lines, "saved": sizes(out)}
     found |= costs(lines, config, world, kind)
     keep()
-    if world > 1 and part != "ddp" and len(lines) >= STEPS:
+    if config.save_every and part != "ddp" and len(lines) >= STEPS:
         kept = "".join(json.dumps(line) + "\n" for line in lines[:3])
         (out / "log.jsonl").write_text(kept)
         again = command(
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("tiny", "middle", "7b"), default="7b")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--timed", action="store_true", help="five plain steps and no state")
     parser.add_argument("--place", type=Path, default=Path("/tmp/omni-gpus"))
     parser.add_argument("--runs", type=Path, help="where runs write, by default in the place")
     parser.add_argument("--out", type=Path, required=True)
@@ -176,7 +179,9 @@ def main() -> None:
         try:
             runs = arguments.runs or place
             world = arguments.world
-            config = setting(arguments.size, place, runs / "out", part, arguments.tokens, world)
+            config = setting(
+                arguments.size, place, runs / "out", part, arguments.tokens, world, arguments.timed
+            )
             found: dict[str, Any] = figures.setdefault(part, {})
             keep = partial(write, arguments.out, figures)
             measured(part, config, place / "runs", world, found, keep)

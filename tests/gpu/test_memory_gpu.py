@@ -6,6 +6,7 @@ bytes are counted by a formula.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +27,14 @@ NAMES = [("middle", name) for name in MIDDLE] + [("7b", name) for name in LARGE]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Made once for all settings of a size and deleted after them: one for each filled a disk."""
     folder = tmp_path_factory.mktemp("size") / "checkpoint"
     make_checkpoint(request.param, folder)
-    return folder
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +44,7 @@ def another_process() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "name"), NAMES, indirect=["checkpoint"], ids=lambda value: value
+    ("checkpoint", "name"), NAMES, indirect=["checkpoint"], ids=lambda value: value, scope="module"
 )
 def test_a_run_takes_what_was_estimated(
     tmp_path: Path, request: pytest.FixtureRequest, checkpoint: Path, name: str
