@@ -6,8 +6,8 @@ process killed after the fifth, resumed. Figures beside those of one GPU::
 A group a step for each GPU. Random weights, written once to ``--place``. ``lora``, ``full``: FSDP2
 in bfloat16. ``ddp``: LoRA, data-parallel. ``one``, ``one-full``: the same steps on one GPU, for the
 update's efficiency (all weights fit there only with bfloat16 weights and eight-bit moments).
-``--timed``: the five steps alone, without ``full_determinism``, which costs time, and without a
-state. ``--size tiny`` tries the script on CPUs.
+``--timed``: the five steps alone, without ``full_determinism``, which costs time, without a state,
+and with completions that nothing ends early. ``--size tiny`` tries the script on CPUs.
 """
 
 from __future__ import annotations
@@ -86,9 +86,11 @@ def measured(
     kind = FSDP if part in ("lora", "full") else None
     out = Path(config.out)
     shutil.rmtree(out, ignore_errors=True)
+    timed = not config.full_determinism
     first = command(
-        config, folder, world, kind, kill=after(out, STEPS), victims=(world - 1,), limit=330.0
-    )
+        config, folder, world, kind, kill=after(out, STEPS), victims=(world - 1,), limit=330.0,
+        program=("-m", "endless" if timed else "omni_grpo_core", "train"),
+    )  # fmt: skip
     lines = lines_of(out)
     found |= {"part": part, "killed": shown(first), "lines": lines, "saved": sizes(out)}
     found |= costs(lines, config, world, kind)
