@@ -32,7 +32,6 @@ RUN: Mapping[str, Any] = {
     "save_every": 1,
     # the tiny policy is truncated at 8 tokens, which the guard would report
     "guard": {"preflight": False, "patience": 99, "garbage": 1.0},
-    "trackers": [],
 }
 SHARDED: Mapping[str, Any] = {
     "distributed_type": "FSDP",

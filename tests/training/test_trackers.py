@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from ranks import codes, together
 from rich.console import Console
 from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 from train_runs import log, short
 
 from omni_grpo_core import tiny
+from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.loop import StepView, train
 from omni_grpo_core.training.progress import display
 
@@ -42,6 +45,20 @@ def test_tensorboard_has_what_the_jsonl_has(run: tuple[Path, list[StepView]]) ->
         assert [scalar.value for scalar in found] == pytest.approx(
             [line[name] for line in lines], rel=1e-6
         )
+
+
+def _train(config: TrainConfig, rank: int) -> None:
+    train(config)
+
+
+def test_processes_that_track_write_their_model(tmp_path: Path) -> None:
+    """By default each run of several processes ended without its model: with its trackers
+    Accelerate ends the process group, over which the weights are gathered."""
+    out = tmp_path / "run"
+    config = short(out, steps=1, save_every=0, trackers=("tensorboard",))
+    ended = together(2, partial(_train, config), tmp_path)
+    assert codes(ended) == [0, 0], ended
+    assert (out / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -148,8 +148,8 @@ def _train(run: Run, trace_steps: int, on_step: Callable[[StepView], None]) -> T
         run.open(start)
     finally:
         end_watch()
-        if run.config.trackers:
-            run.accelerator.end_training()
+        for tracker in run.accelerator.trackers:
+            tracker.finish()  # Accelerate's end_training also ends the group of the processes
     model = run.out / "model"
     run.tell(f"writing the model to {model}")
     with run.stage("saving"):
