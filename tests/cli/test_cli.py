@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,25 @@ def rows(folder: Path, *changes: dict[str, Any]) -> Path:
 
 def test_version(run_cli: Run) -> None:
     assert run_cli("--version") == (0, f"omni-grpo {__version__}\n", "")
+
+
+ENDING = """
+import atexit, os, sys
+atexit.register(os.abort)
+from omni_grpo_core.__main__ import main
+sys.argv = ["omni-grpo", "--version"]
+main()
+"""
+
+
+def test_one_of_several_processes_ends_without_the_interpreter() -> None:
+    """Of thirty finished runs of two sharded processes four ended with code -6: a thread of gloo
+    freed a tensor while the interpreter ended. Here something else aborts there."""
+    environment = {**os.environ, "WORLD_SIZE": "2"}
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (0, f"omni-grpo {__version__}\n"), ended.stderr
 
 
 def test_a_newer_transformers_is_warned_about_once(
