@@ -56,8 +56,9 @@ def _folder(make: Callable[[Path], object]) -> FILES:
 def _state(folder: Path) -> None:
     import hashlib
 
-    from omni_grpo_core.training.checkpointing import FORMAT, fingerprint
+    from omni_grpo_core.training.checkpointing import FORMAT
     from omni_grpo_core.training.config import TrainConfig
+    from omni_grpo_core.training.fingerprint import fingerprint
 
     state = folder / "out" / "state" / "000002"
     state.mkdir(parents=True)

@@ -16,8 +16,8 @@ from omni_grpo_core.fast import rollout
 from omni_grpo_core.fast.compiled import Compiled, watched
 from omni_grpo_core.losses import LossConfig, LossType
 from omni_grpo_core.tolerances import HALF
-from omni_grpo_core.training.checkpointing import fingerprint
 from omni_grpo_core.training.config import Fast, GuardConfig, LoraConfig
+from omni_grpo_core.training.fingerprint import fingerprint
 from omni_grpo_core.training.loop import train
 
 pytestmark = pytest.mark.skipif(

@@ -107,8 +107,22 @@ def test_a_finished_run_is_not_run_again(straight: Path) -> None:
 
 
 def test_the_state_of_other_settings_is_refused(straight: Path) -> None:
-    with pytest.raises(TrainError, match="a run with other settings"):
-        train(short(straight, seed=1))
+    with pytest.raises(
+        TrainError, match=r"other settings \(optimizer: lr was 0.001, is 0.002; seed was 0, is 1\)"
+    ):
+        train(short(straight, seed=1, optimizer=OptimizerConfig(lr=2e-3)))
+
+
+def test_a_run_that_was_out_of_memory_goes_on_with_less(straight: Path, tmp_path: Path) -> None:
+    """Its error says to lower micro_batch_size and to set gradient_checkpointing; with either its
+    own state was refused."""
+    out = tmp_path / "run"
+    train(short(out, steps=2))
+    less = short(out, micro_batch_size=2, gradient_checkpointing=True)
+    assert train(less).status == "finished"
+    ours, theirs = log(out)[2], log(straight)[2]
+    # sums of two completions instead of four, in float32
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
 def test_an_export_to_a_full_disk_keeps_the_earlier_one(policy: Policy, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from omni_grpo_core.io import is_out_of_memory
 from omni_grpo_core.io.atomic import sync, write_file
 from omni_grpo_core.io.bounded import Unreadable, json_value, read_bytes, read_text
 from omni_grpo_core.rewards import health
-from omni_grpo_core.training.config import TrainConfig, as_values
+from omni_grpo_core.training.config import TrainConfig
+from omni_grpo_core.training.fingerprint import changed, fingerprint
 from omni_grpo_core.training.step import Distributed
 from omni_grpo_core.types import Sample
 
@@ -33,13 +34,6 @@ RECORD = "run.json"
 FORMAT = 3
 """Of the state. Format 1, which did not state its number, did not list the files; format 2 held
 the whole model, whatever learnt."""
-
-_FREE = (
-    *("steps", "save_every", "keep", "eval_every", "eval_data", "trackers", "guard", "out"),
-    *("fast", "offload_gradients"),
-)
-"""Keys that may change when a run is resumed: they do not change a step. (A schedule that decays
-to the last step depends on ``steps``, so with one ``steps`` may not change.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +48,6 @@ class Saved:
     rows: str
     guard: tuple[health.Step, ...]
     skipped: tuple[str, ...]
-
-
-def fingerprint(config: TrainConfig) -> str:
-    """A hash of everything in the configuration that determines what a step does."""
-    free = _FREE if config.optimizer.schedule == "constant" else _FREE[1:]
-    values = {key: value for key, value in as_values(config).items() if key not in free}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def rows_hash(samples: Sequence[Sample]) -> str:
@@ -165,11 +152,12 @@ def _read_record(folder: Path, config: TrainConfig) -> dict[str, Any]:
     if record["step"] != int(folder.name):
         raise Unreadable(f"{RECORD} is from step {record['step']}")
     if record["fingerprint"] != fingerprint(config):
+        stored = folder.parents[1] / "config.json"
         raise TrainError(
             str(folder.parents[1]),
-            got="the state of a run with other settings",
+            got=f"the state of a run with other settings{changed(stored, config)}",
             want="a new folder, or the settings it was started with",
-            fix=f"compare with {folder.parents[1] / 'config.json'}",
+            fix=f"compare with {stored}",
         )
     return dict(record)
 
