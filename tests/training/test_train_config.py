@@ -18,6 +18,7 @@ from omni_grpo_core import tiny
 from omni_grpo_core.errors import ConfigError, MissingExtra
 from omni_grpo_core.losses import LossConfig
 from omni_grpo_core.training.config import OptimizerConfig, TrainConfig, learning_rate
+from omni_grpo_core.training.distributed import make_accelerator
 from omni_grpo_core.training.foreign_keys import FOREIGN_KEYS
 from omni_grpo_core.training.load_config import check_config, load_train_config
 
@@ -268,6 +269,26 @@ def test_launchers_that_the_guard_cannot_stop_are_refused(
         monkeypatch.setenv(name, "false")
     monkeypatch.setenv("FSDP_VERSION", "2")
     load_train_config(write(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("FSDP_RESHARD_AFTER_FORWARD", "FULL_SHARD", r"truth value full_shard.*false, not FULL_SH"),
+        ("FSDP_AUTO_WRAP_POLICY", "LAYERS", "Invalid auto wrap policy: LAYERS"),
+        ("FSDP_STATE_DICT_TYPE", "SHARDED", "'SHARDED'"),
+    ],
+)
+def test_what_accelerate_cannot_read_is_not_a_bug_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    """A file of version 1 with its version changed has such values: an internal error, code 3."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    config, _ = load_train_config(write(tmp_path))
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=f"accelerate configuration: found .*{message}"):
+        make_accelerator(config)
 
 
 def test_sharded_weights_are_float32_and_have_torch_s_optimizer(

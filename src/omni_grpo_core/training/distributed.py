@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
-from omni_grpo_core.errors import OmniGrpoError
+from omni_grpo_core.errors import ConfigError, OmniGrpoError, one_line
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TrainConfig
 from omni_grpo_core.training.launcher import check_launcher
@@ -32,17 +32,27 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Accelerate as the launcher configured it.
 
     On CPU Accelerate silently ignores FSDP; it is enabled here, over gloo. Raises ``ConfigError``
-    as :func:`~omni_grpo_core.training.launcher.check_launcher` does.
+    as :func:`~omni_grpo_core.training.launcher.check_launcher` does, and for what Accelerate cannot
+    read.
     """
     check_launcher(os.environ)
     sharding = None
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         # what Accelerate derives from its own setting would round what the scorer returns, and the
         # sums of gradients; each process reads the weights itself
-        sharding = FullyShardedDataParallelPlugin(
-            mixed_precision_policy=mixed_precision(config.precision),
-            cpu_ram_efficient_loading=False,
-        )
+        try:
+            sharding = FullyShardedDataParallelPlugin(
+                mixed_precision_policy=mixed_precision(config.precision),
+                cpu_ram_efficient_loading=False,
+            )
+        except (LookupError, ValueError) as error:
+            raise ConfigError(
+                "accelerate configuration",
+                got=f"fsdp_config with {one_line(error)}",
+                want="values that Accelerate takes",
+                fix="correct it: under version 2 fsdp_reshard_after_forward is true or false, not "
+                "FULL_SHARD",
+            ) from error
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision="bf16" if config.precision == "bfloat16" else "no",
