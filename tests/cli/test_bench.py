@@ -51,7 +51,7 @@ def test_three_ways_side_by_side(run_cli: Run, tmp_path: Path) -> None:
 def test_sweeps_rounding_and_a_picture_of_it(run_cli: Run, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     ways = ("--way", "plain", "--way", "fast", "--no-checkpointing", "--dtype", "bfloat16")
-    swept = [("--sweep", one) for one in ("group=1,2,4", "groups=1,2", "prompt=100")]
+    swept = [("--sweep", one) for one in ("group=1,2,4", "groups=1,2", "prompt=100,1024")]
     sweeps = [word for pair in swept for word in pair]
     code, out, err = run_cli("bench", *SMALL, *ways, *sweeps, "--rounding", "--out", file)
     assert code == 0, err
@@ -141,6 +141,16 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_made(
     code, _, err = run_cli("bench", "--size", "7b")
     assert code == 2
     assert "GiB of weights and gradients, wanted no more than the 1 GiB free on the cpu" in err
+
+
+def test_sweeps_of_another_machine_are_not_shown_in_one_table(run_cli: Run, tmp_path: Path) -> None:
+    """They were, with a line through the updates of both."""
+    files = [tmp_path / "one.json", tmp_path / "other.json"]
+    for file, device in zip(files, ("cpu", "NVIDIA H200"), strict=True):
+        file.write_text(json.dumps({**RESULT, "device": device}))
+    code, _, err = run_cli("bench", "--from", files[0], "--from", files[1])
+    assert code == 2
+    assert "other.json: found size 7b on NVIDIA H200 in float32, wanted size 7b on cpu in" in err
 
 
 def test_what_no_benchmark_wrote_is_refused(run_cli: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from omni_grpo_core.bench.growth import growth
 from omni_grpo_core.bench.measure import speed
 from omni_grpo_core.bench.rounding import rounding
 from omni_grpo_core.bench.run import Options, measure
-from omni_grpo_core.bench.shapes import Setting
+from omni_grpo_core.bench.shapes import Setting, Size
 from omni_grpo_core.core.policy import Policy
 from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.bounded import Unreadable, json_value, mapping_in
@@ -25,16 +25,20 @@ SWEEPS: dict[Sweep, tuple[int, ...]] = {
     "groups": (1, 2, 4, 8),
     "prompt": (1024, 2048, 4096, 8192, 16384),
 }
+_TINY = 8
+"""Prompts of the tiny size are swept at this part: a CPU takes minutes for the longest ones."""
 RANGES: dict[Sweep, range] = {
     "group": range(1, 257), "groups": range(1, 65), "prompt": range(100, 30_001),
 }  # fmt: skip
 
 
-def sweep_of(text: str) -> tuple[Sweep, tuple[int, ...]]:
+def sweep_of(text: str, size: Size) -> tuple[Sweep, tuple[int, ...]]:
     """``NAME`` or ``NAME=VALUE,VALUE``: what is varied, and through which values.
 
-    >>> sweep_of("groups"), sweep_of("group=2,32")
+    >>> sweep_of("groups", "7b"), sweep_of("group=2,32", "7b")
     (('groups', (1, 2, 4, 8)), ('group', (2, 32)))
+    >>> sweep_of("prompt", "tiny")
+    ('prompt', (128, 256, 512, 1024, 2048))
 
     Raises:
         ConfigError: any other form, or a value that is out of range.
@@ -43,6 +47,8 @@ def sweep_of(text: str) -> tuple[Sweep, tuple[int, ...]]:
     values = [int(value) if value.isdecimal() else 0 for value in listed.split(",") if listed]
     for known, usual in SWEEPS.items():
         if name == known and all(value in RANGES[known] for value in values):
+            if known == "prompt" and size == "tiny":
+                usual = tuple(value // _TINY for value in usual)
             return known, tuple(values) or usual
     raise ConfigError(
         "--sweep",
@@ -56,7 +62,8 @@ def read_results(paths: Sequence[Path]) -> dict[str, Any]:
     """What an earlier :func:`session` returned, with the sweeps of all of them.
 
     Raises:
-        ConfigError: a file is none. What was changed in one may raise anything.
+        ConfigError: a file is none, or one of another device, dtype or size. What was changed in
+            one may raise anything.
     """
     results = [_read(path) for path in paths]
     for path, found in zip(paths, results, strict=True):
@@ -67,12 +74,24 @@ def read_results(paths: Sequence[Path]) -> dict[str, Any]:
                 want=repr(FORMAT),
                 fix="pass what omni-grpo bench --out wrote",
             )
+        if _measured(found) != _measured(results[0]):
+            raise ConfigError(
+                str(path),
+                got=_measured(found),
+                want=f"{_measured(results[0])}, as in {paths[0]}",
+                fix="show it by itself: a table and a line through both would mean nothing",
+            )
     rounded: dict[str, Any] = next(filter(None, (found["rounding"] for found in results)), {})
     sweeps = {
         name: list(_joined(name, [p for found in results for p in found["sweeps"].get(name, ())]))
         for name in dict.fromkeys(name for found in results for name in found["sweeps"])
     }
     return {**results[0], "sweeps": sweeps, "growth": _growth(sweeps), "rounding": rounded}
+
+
+def _measured(result: Mapping[str, Any]) -> str:
+    size = result["points"][0]["setting"]["size"]
+    return f"size {size} on {result['device']} in {result['dtype']}"
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -32,7 +32,7 @@ from omni_grpo_core.types import (
 
 Size = Literal["tiny", "7b"]
 _AUDIO_SECONDS = 300
-"""What the published feature extractor takes; the shipped one takes 8."""
+"""What the published feature extractor takes; the shipped one takes 8, a prompt of 900 tokens."""
 _SIZES_7B: dict[str, dict[str, Any]] = {
     "text_config": {
         "vocab_size": 152064,
@@ -103,11 +103,11 @@ def make_policy(
     trainers do. ``layers``: of the 7B's text model, by default all 28. Raises ``ConfigError`` if
     its weights and gradients do not fit on the device."""
     policy = load_policy(tiny.checkpoint_dir(), device=device, dtype=dtype)
+    extractor = policy.processor.feature_extractor
+    extractor.chunk_length = _AUDIO_SECONDS
+    extractor.n_samples = _AUDIO_SECONDS * AUDIO_SAMPLING_RATE
+    extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
     if size == "7b":
-        extractor = policy.processor.feature_extractor
-        extractor.chunk_length = _AUDIO_SECONDS
-        extractor.n_samples = _AUDIO_SECONDS * AUDIO_SAMPLING_RATE
-        extractor.nb_max_frames = extractor.n_samples // extractor.hop_length
         model = _random_7b(device, getattr(torch, dtype), seed, layers)
         policy = policy_around(model, policy.processor, QWEN2_5_OMNI, "random 7B")
     for name, parameter in policy.model.named_parameters():

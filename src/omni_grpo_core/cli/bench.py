@@ -155,7 +155,7 @@ def bench(
         chosen = {"group": group, "groups": groups, "prompt": prompt, "tokens": tokens}
         changed: dict[str, Any] = {key: n for key, n in chosen.items() if n is not None}
         setting = replace(SETTINGS[size.value], **changed)
-        sweeps = [sweep_of(text) for text in sweep or ()]
+        sweeps = [sweep_of(text, size.value) for text in sweep or ()]
         result = session(
             make_policy(size.value, device.value, kind),
             setting,
