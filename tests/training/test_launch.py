@@ -14,10 +14,12 @@ import torch
 import yaml
 from train_runs import log
 
+import omni_grpo_core
 from omni_grpo_core import tiny
 from omni_grpo_core.core.policy import load_policy
 
 TESTS = Path(__file__).parents[1]
+SOURCE = Path(omni_grpo_core.__file__).parents[1]
 RUN: Mapping[str, Any] = {
     "checkpoint": str(tiny.checkpoint_dir()),
     "data": str(tiny.data_file()),
@@ -81,7 +83,7 @@ def launch(
             sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(settings),
             "--main_process_port", "0", "-m", "omni_grpo_core",
         ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS}:{SOURCE}"}
     done = subprocess.run(
         [*command, "train", str(run)],
         capture_output=True, text=True, check=False, env=environment, cwd=folder,
