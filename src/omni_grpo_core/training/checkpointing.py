@@ -259,8 +259,10 @@ def _written(target: Path, write: Callable[[], None]) -> None:
         if is_out_of_memory(error):
             raise
         text = one_line(getattr(error, "strerror", None) or error)
+        free = shutil.disk_usage(next(p for p in target.parents if p.exists())).free
         raise TrainError(
-            str(target), got=f"{type(error).__name__}: {text}", want="a writable path",
+            str(target), got=f"{type(error).__name__}: {text} ({free / 2**20:.0f} MiB free)",
+            want="a writable path with room for it",
             fix="check permissions and free space, then start the run again: what was saved "
             "before is intact",
         ) from error  # fmt: skip
