@@ -3,11 +3,15 @@ process has the same work in every step."""
 
 from __future__ import annotations
 
-from omni_grpo_core.__main__ import main
+from omni_grpo_core import __main__ as command
 from omni_grpo_core.core import policy
 
-_suppressed = policy._suppressed
-policy._suppressed = lambda tokenizer, vocabulary, eos: _suppressed(tokenizer, vocabulary, ())
+
+def main() -> None:
+    suppressed = policy._suppressed
+    policy._suppressed = lambda tokenizer, vocabulary, eos: suppressed(tokenizer, vocabulary, ())
+    command.main()
+
 
 if __name__ == "__main__":
     main()
