@@ -45,7 +45,7 @@ main()
 
 
 def test_one_of_several_processes_ends_without_the_interpreter() -> None:
-    """Of thirty finished runs of two sharded processes four ended with code -6: a thread of gloo
+    """Of fourteen finished runs of two sharded processes three ended with code -6: a thread of gloo
     freed a tensor while the interpreter ended. Here something else aborts there."""
     environment = {**os.environ, "WORLD_SIZE": "2"}
     ended = subprocess.run(
