@@ -23,6 +23,7 @@ FSDP: Mapping[str, str] = {
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_TRANSFORMER_CLS_TO_WRAP": "Qwen2_5OmniDecoderLayer",
 }
+KEPT: Mapping[str, str] = {**FSDP, "FSDP_RESHARD_AFTER_FORWARD": "false"}
 
 
 @dataclass(frozen=True, slots=True)

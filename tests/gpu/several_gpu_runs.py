@@ -4,10 +4,11 @@ process killed after the fifth, resumed. Figures beside those of one GPU::
     PYTHONPATH=src:tests python tests/gpu/several_gpu_runs.py lora one full --out figures.json
 
 A group a step for each GPU. Random weights, written once to ``--place``. ``lora``, ``full``: FSDP2
-in bfloat16. ``ddp``: LoRA, data-parallel. ``one``, ``one-full``: the same steps on one GPU, for the
-update's efficiency (all weights fit there only with bfloat16 weights and eight-bit moments).
-``--timed``: the five steps alone, without ``full_determinism``, which costs time, without a state,
-and with completions that nothing ends early. ``--size tiny`` tries the script on CPUs.
+in bfloat16, ``--kept`` with ``fsdp_reshard_after_forward: false``. ``ddp``: LoRA, data-parallel.
+``one``, ``one-full``: the same steps on one GPU, for the update's efficiency (all weights fit there
+only with bfloat16 weights and eight-bit moments). ``--timed``: the five steps alone, without
+``full_determinism``, which costs time, without a state, and with completions that nothing ends
+early. ``--size tiny`` tries the script on CPUs.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launched import FSDP, Run, command, lines_of
+from launched import FSDP, KEPT, Run, command, lines_of
 from memory_runs import base, make_checkpoint, make_rows
 
 from omni_grpo_core.training.config import LoraConfig, RewardEntry, TrainConfig
@@ -78,12 +79,12 @@ def shown(run: Run) -> dict[str, Any]:
 
 
 def measured(
-    part: str, config: TrainConfig, folder: Path, world: int, found: dict[str, Any],
-    keep: Callable[[], None],
+    part: str, config: TrainConfig, folder: Path, world: int, fsdp: Mapping[str, str],
+    found: dict[str, Any], keep: Callable[[], None],
 ) -> None:  # fmt: skip
     """Fills ``found``; ``keep`` writes what is known."""
     world = 1 if part.startswith("one") else world
-    kind = FSDP if part in ("lora", "full") else None
+    kind = fsdp if part in ("lora", "full") else None
     out = Path(config.out)
     shutil.rmtree(out, ignore_errors=True)
     timed = not config.full_determinism
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("tiny", "middle", "7b"), default="7b")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--kept", action="store_true", help="weights stay whole for the update")
     parser.add_argument("--timed", action="store_true", help="five plain steps and no state")
     parser.add_argument("--place", type=Path, default=Path("/tmp/omni-gpus"))
     parser.add_argument("--runs", type=Path, help="where runs write, by default in the place")
@@ -186,7 +188,8 @@ def main() -> None:
             )
             found: dict[str, Any] = figures.setdefault(part, {})
             keep = partial(write, arguments.out, figures)
-            measured(part, config, place / "runs", world, found, keep)
+            fsdp = KEPT if arguments.kept else FSDP
+            measured(part, config, place / "runs", world, fsdp, found, keep)
         except Exception as error:
             failed = f"{type(error).__name__}: {error}"
             figures[part] = {"seconds": {}, **figures.get(part, {}), "failed": failed}

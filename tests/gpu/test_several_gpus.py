@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launched import FSDP, TESTS, command, lines_of
+from launched import FSDP, KEPT, TESTS, command, lines_of
 
 from omni_grpo_core import tiny
 from omni_grpo_core.losses import LossConfig
@@ -75,7 +75,7 @@ def test_several_processes_equal_one(tmp_path: Path, world: int, spread: bool, f
     changes: dict[str, Any] = {"batch_size": 8 if spread else 8 * world, "fast": fast}
     want = curve(tmp_path / "one", 1, **changes)
     assert want[0]["grad_norm"] > 0
-    for name, kind in (("ddp", DDP), ("fsdp", FSDP)):
+    for name, kind in (("ddp", DDP), ("fsdp", FSDP), ("kept", KEPT)):
         assert_same(curve(tmp_path / name, world, kind, **changes), want, EXACT)
 
 

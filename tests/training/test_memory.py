@@ -207,6 +207,10 @@ def test_sharding_shares_weights_and_moments(
     assert found.moments["optimizer"]["gradients"] == 200
     assert found.moments["sampling"]["whole weights"] == 400, "sampling gathers them"
     assert found.moments["backward"]["whole weights"] == 2 * 4 * 20, "the update those outside"
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", "False")
+    kept = estimate(config, SHAPES, SEVEN, world=2)
+    assert kept.moments["backward"]["whole weights"] == 400, "the update has sampling's"
+    assert kept.moments["gradients"]["whole weights"] == 4 * 20, "layers are through"
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     buckets = estimate(config, SHAPES, SEVEN, world=2).moments["optimizer"]["gradients"]
     assert buckets == 800, "data-parallel gradients are in buckets too"
@@ -471,19 +475,20 @@ def test_the_estimate_is_within_a_tenth_of_what_the_bench_took_on_an_h200(
 
 
 @pytest.mark.parametrize(
-    ("lora", "world", "sampling", "update"),
+    ("lora", "world", "reshard", "sampling", "update"),
     [
-        (LoraConfig(), 1, 18.95, 19.76),
-        (LoraConfig(), 2, 26.17, 18.59),
-        (None, 2, 61.40, 65.68),
+        (LoraConfig(), 1, "true", 18.95, 19.76),
+        (LoraConfig(), 2, "true", 26.17, 18.59),
+        (None, 2, "true", 61.40, 65.68),
     ],
     ids=["adapters", "adapters, fsdp", "all weights, fsdp"],
 )
 def test_the_estimate_is_within_a_tenth_of_what_runs_took_on_h200s(
     seven: TrainConfig, monkeypatch: pytest.MonkeyPatch,
-    lora: LoraConfig | None, world: int, sampling: float, update: float,
+    lora: LoraConfig | None, world: int, reshard: str, sampling: float, update: float,
 ) -> None:  # fmt: skip
     """Measured on 2026-11-30 by ``tests/gpu/several_gpu_runs.py``: two groups of 8, 128 tokens."""
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", reshard)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true" if world > 1 else "false")
     config = replace(
         seven, precision="bfloat16", batch_size=16, micro_batch_size=8, lora=lora,

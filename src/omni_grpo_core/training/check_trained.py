@@ -11,6 +11,7 @@ from omni_grpo_core.fast.obstacles import refused
 from omni_grpo_core.io.extras import require
 from omni_grpo_core.training.config import OPTIMIZERS, LoraConfig, TrainConfig
 from omni_grpo_core.training.headers import read_header
+from omni_grpo_core.training.launcher import is_on
 from omni_grpo_core.training.memory import adapted, fast_obstacle, thinker_shapes
 from omni_grpo_core.types import Sample
 
@@ -38,14 +39,10 @@ def check_together(config: TrainConfig, *, world: int) -> None:
     _check_weights(config)
     if config.fast == "on" and (reason := fast_obstacle(config)):
         raise refused(reason)
-    if config.offload_gradients and (world > 1 or _sharded()):
+    if config.offload_gradients and (world > 1 or is_on(os.environ, "ACCELERATE_USE_FSDP")):
         raise _bad("offload_gradients", f"true on {world} processes" if world > 1 else
                    "true under FSDP", "one process, without FSDP",
                    "remove it: FSDP shards the gradients over the processes")  # fmt: skip
-
-
-def _sharded() -> bool:
-    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def _check_weights(config: TrainConfig) -> None:
@@ -61,7 +58,7 @@ def _check_weights(config: TrainConfig) -> None:
     if name not in OPTIMIZERS[how]:
         raise _bad("optimizer: name", f"{name} with trained_weights {how}",
                    " or ".join(OPTIMIZERS[how]), "change one of them")  # fmt: skip
-    if not default and _sharded():
+    if not default and is_on(os.environ, "ACCELERATE_USE_FSDP"):
         raise _bad("trained_weights" if how != "float32" else "optimizer: name",
                    f"{how}, updated by {name}, under FSDP", "float32, updated by adamw",
                    "set them so: FSDP computes in bfloat16 and shards the float32 weights"

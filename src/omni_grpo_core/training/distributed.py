@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from omni_grpo_core.errors import ConfigError, OmniGrpoError, one_line
 from omni_grpo_core.io.extras import extra
 from omni_grpo_core.training.config import TrainConfig
-from omni_grpo_core.training.launcher import check_launcher
-from omni_grpo_core.training.sharding import mixed_precision, whole
+from omni_grpo_core.training.launcher import check_launcher, is_on
+from omni_grpo_core.training.sharding import mixed_precision, whole, whole_after_backward
 
 with extra("train"):
     from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -37,7 +37,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """
     check_launcher(os.environ)
     sharding = None
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if is_on(os.environ, "ACCELERATE_USE_FSDP"):
         # what Accelerate derives from its own setting would round what the scorer returns, and the
         # sums of gradients; each process reads the weights itself
         try:
@@ -83,6 +83,13 @@ class AccelerateDistributed:
     def main(self) -> bool:
         return bool(self._accelerator.is_main_process)
 
+    @property
+    def keeps_whole(self) -> bool:
+        """Whether weights that are gathered for sampling stay so for the update."""
+        if self._accelerator.distributed_type != DistributedType.FSDP:
+            return False
+        return self._accelerator.state.fsdp_plugin.reshard_after_forward is False
+
     def agree(self, action: Callable[[], T], *, main_only: bool = False) -> T:
         outcomes: list[tuple[T | None, OmniGrpoError | OSError | None]] = []
         if self.main or not main_only:
@@ -109,6 +116,8 @@ class AccelerateDistributed:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def unsynced(self, model: nn.Module) -> AbstractContextManager[Any]:
+        if self.keeps_whole:
+            return whole_after_backward(model)
         if self._accelerator.distributed_type == DistributedType.FSDP:
             # whole gradients on each process are more than it has memory for
             return nullcontext()

@@ -33,18 +33,17 @@ class Evaluator:
             self._samples = load_samples(config.eval_data, root=root, format=config.data_format)
         self._ready: list[tuple[Sample, Prompt, Row]] = []
 
-    def measure(self, policy: Policy, step: int) -> dict[str, float]:
-        """``eval/accuracy`` (sampled) and ``eval/accuracy_greedy`` after ``step``, when due.
+    def due(self, step: int) -> bool:
+        """Whether the policy is measured after ``step``."""
+        every, last = self._config.eval_every, step + 1 == self._config.steps
+        return bool(self._samples and every and (last or (step + 1) % every == 0))
+
+    def accuracy(self, policy: Policy) -> dict[str, float]:
+        """``eval/accuracy`` and ``eval/accuracy_greedy``: the mean accuracy reward of one sampled
+        and of one greedy completion per row.
 
         Every process evaluates all rows, which takes longer but needs no gathering.
         """
-        every, last = self._config.eval_every, step + 1 == self._config.steps
-        if not self._samples or not every or not (last or (step + 1) % every == 0):
-            return {}
-        return self.accuracy(policy)
-
-    def accuracy(self, policy: Policy) -> dict[str, float]:
-        """Mean accuracy reward of one sampled and one greedy completion per row."""
         settings = self._config.settings
         if not self._ready:
             self._ready = _prepared(policy, self._samples, settings)

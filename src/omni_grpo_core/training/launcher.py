@@ -22,23 +22,32 @@ def check_launcher(environment: Mapping[str, str]) -> None:
     backward pass, before the guard has seen loss and gradient; for FSDP version 1, under which a
     wrapped model cannot be sampled from; and for its offloading and checkpointing.
     """
-    if environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+    if is_on(environment, "ACCELERATE_USE_DEEPSPEED"):
         raise ConfigError(
             "accelerate configuration", got="DeepSpeed", want="distributed_type FSDP or MULTI_GPU",
             fix="use FSDP version 2, which shards like ZeRO 3: DeepSpeed's engine updates the "
             "weights before the guard has seen the step",
         )  # fmt: skip
-    sharded = environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    sharded = is_on(environment, "ACCELERATE_USE_FSDP")
     if sharded and environment.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(
             "accelerate configuration", got="FSDP version 1", want="fsdp_version: 2",
             fix="set it: under version 1 a wrapped model cannot be sampled from",
         )  # fmt: skip
     for key, instead in _NOT_BY_ACCELERATE.items():
-        if sharded and environment.get(key, "false").lower() == "true":
+        if sharded and is_on(environment, key):
             raise ConfigError(
                 "accelerate configuration", got=f"{key.lower()}: true", want="false", fix=instead
             )
+
+
+def is_on(environment: Mapping[str, str], key: str, default: str = "false") -> bool:
+    """A switch of the launcher's, read as Accelerate reads one.
+
+    >>> is_on({"FSDP_OFFLOAD_PARAMS": "True"}, "FSDP_OFFLOAD_PARAMS"), is_on({}, "FSDP_VERSION")
+    (True, False)
+    """
+    return environment.get(key, default).lower() in ("y", "yes", "t", "true", "on", "1")
 
 
 def world_size(environment: Mapping[str, str]) -> int:

@@ -46,7 +46,7 @@ from omni_grpo_core.training.micro_batches import MicroBatch, make_micro_batches
 from omni_grpo_core.training.optimizers import set_rate
 from omni_grpo_core.training.partial import Partial
 from omni_grpo_core.training.run import Run
-from omni_grpo_core.training.sharding import gathered
+from omni_grpo_core.training.sharding import gathered, reshard
 from omni_grpo_core.training.step import Update, optimize
 from omni_grpo_core.training.trainable import merged_weights
 from omni_grpo_core.types import Completion, Rollout, Sample, Trace
@@ -165,7 +165,8 @@ def _step(run: Run, step: int, *, traced: bool) -> StepView | TrainResult:
     config, begin = run.config, time.perf_counter()
     inputs = prepare(run.policy, _own_samples(run, step), config.settings)
     findings: list[Finding] = []
-    with run.stage("sampling"), run.accelerator.autocast(), gathered(run.scorer):
+    keep = run.distributed.keeps_whole
+    with run.stage("sampling"), run.accelerator.autocast(), gathered(run.scorer, keep=keep):
         run.engine.push()
         proof = run.engine.prove(inputs, step, seed_of(config.seed, step, "proof"))
         if proof and not proof.ok:
@@ -219,6 +220,7 @@ def _step(run: Run, step: int, *, traced: bool) -> StepView | TrainResult:
         stage=run.stage,
         host=run.host,
     )
+    reshard(run.scorer)  # without an update no backward pass has done it
     if not updates:
         # no process had anything in the loss, but the rewards have to be inspected
         found = run.guard.inspect(StepFacts(step, everyone, rewards))
@@ -229,9 +231,9 @@ def _step(run: Run, step: int, *, traced: bool) -> StepView | TrainResult:
     record |= {"lr": rate, "seconds": time.perf_counter() - begin}
     record |= run.stage.step_costs()
     measured: Mapping[str, float] = {}
-    if not findings:
+    if not findings and run.evaluator.due(step):
         with run.stage("evaluation"), run.accelerator.autocast(), gathered(run.scorer):
-            measured = run.evaluator.measure(run.policy, step)
+            measured = run.evaluator.accuracy(run.policy)
     run.open(step)
     trace = None
     if (traced or findings) and run.accelerator.is_main_process:

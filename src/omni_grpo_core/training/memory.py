@@ -21,7 +21,8 @@ What a run always holds, and the largest of the moments of a step::
     kept        tokens x layers x a; with gradient checkpointing tokens x layers x r; and of towers
     layer       tokens x t; with gradient checkpointing tokens x (a + t)
     head        the gradient of H V weights
-    whole       under FSDP: sampling gathers all weights; an update, twice, those outside layers
+    whole       under FSDP: sampling gathers all weights; an update, twice, those outside layers,
+                or with fsdp_reshard_after_forward false has all of sampling's until its end
     scores      M C V b in the plain step; the fast step has a chunk of them at a time
     tokens      M (L + C) in the plain step; fast M C and L of each prompt of the micro-batch
 
@@ -47,6 +48,7 @@ from omni_grpo_core.core.weight_headers import weight_shapes
 from omni_grpo_core.errors import CheckpointError
 from omni_grpo_core.fast import obstacles
 from omni_grpo_core.training.config import TOWER_PREFIX, LoraConfig, Tower, TrainConfig
+from omni_grpo_core.training.launcher import is_on
 from omni_grpo_core.training.layer_memory import Layer, number_size, text_config, towers_kept
 from omni_grpo_core.training.placement import share_of
 from omni_grpo_core.training.prompt_estimate import PromptSize, read_config
@@ -107,10 +109,12 @@ def estimate(
 ) -> Estimate:
     """The module's formula. ``shapes``: of the thinker's parameters, by name."""
     text, rows = text_config(config), _Rows.of(config, prompt, world)
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    sharded = is_on(os.environ, "ACCELERATE_USE_FSDP")
+    resharded = is_on(os.environ, "FSDP_RESHARD_AFTER_FORWARD", "true")
     ranks = world if sharded else 1
     number, stored = number_size(config), 4 if config.trained_weights == "float32" else 2
     every = sum(map(math.prod, shapes.values()))
+    whole, outside = number * every, number * _outside_layers(shapes)
     learning = learning_sizes(shapes, config.freeze, config.lora)
     trained = sum(learning)
     frozen = every if config.lora is not None else every - trained
@@ -133,7 +137,7 @@ def estimate(
             "cache": layer.cache * layer.count * rows.cached,
             "activations": rows.prompts * prompt.total * layer.passed,
             "casts": casts,
-            "whole weights": number * every if sharded else 0,
+            "whole weights": whole if sharded else 0,
         },
         **_update(
             config,
@@ -145,7 +149,8 @@ def estimate(
             offloaded=offloaded,
             head=head,
             casts=casts,
-            gathered=2 * number * _outside_layers(shapes) if sharded else 0,
+            gathered=(2 * outside if resharded else whole) if sharded else 0,
+            still=(2 * outside if resharded else outside) if sharded else 0,
         ),
         "optimizer": {
             "gradients": back,
@@ -176,8 +181,10 @@ def _update(
     head: int,
     casts: int,
     gathered: int,
+    still: int,
 ) -> dict[Moment, Mapping[str, int]]:
-    """``scores``: how many are computed; all else in bytes."""
+    """``scores``: how many are computed; all else in bytes. ``still``: of what is ``gathered``, at
+    the end."""
     number, tokens = number_size(config), rows.tokens
     softmax = min(SOFTMAX, 4 * 4 * scores)
     bytes_ = number * (min(scores, FAST_SCORES) if rows.fast else scores)
@@ -205,7 +212,7 @@ def _update(
         },
         "gradients": {
             "gradients": gradients - (0 if apart else head),
-            "activations": (layer.kept + layer.passing) * tokens, "whole weights": gathered,
+            "activations": (layer.kept + layer.passing) * tokens, "whole weights": still,
         },
         "embeddings": {"gradients": gradients + (2 if apart else 1) * head},
     }  # fmt: skip

@@ -75,24 +75,34 @@ def initialise_root(root: nn.Module) -> None:
 
 
 def zero_of_weights(root: nn.Module) -> Tensor | float:
-    """0, with a gradient of 0 for every weight that is gathered now: for use in the root's forward.
+    """0, with a gradient of 0 for every weight that ``root`` gathers itself: for use in its
+    forward.
 
     FSDP reduces all existing gradients at once: a process without sound in its micro-batch would
-    have fewer than the others.
+    have fewer than the others. Layers of the text model, gathered by themselves, have theirs in
+    every micro-batch, and the zeros would be as large as all of them.
     """
-    if not sharded(root):
+    modules = sharded(root)
+    if not modules:
         return 0.0
-    weights = [p for p in root.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+    inner = {id(weight) for m in modules if m is not root for weight in m.parameters()}
+    weights = [p for p in root.parameters() if p.requires_grad and id(p) not in inner]
     if not weights:
         return 0.0
     return torch.stack([weight.reshape(-1)[0].float() for weight in weights]).sum() * 0.0
 
 
 @contextmanager
-def gathered(root: nn.Module) -> Iterator[None]:
+def gathered(root: nn.Module, *, keep: bool = False) -> Iterator[None]:
     """All weights gathered on every process, with no collective inside. Every process has to enter
-    and leave."""
+    and leave.
+
+    ``keep``: they stay whole, until a backward pass or :func:`reshard`. Meanwhile ``parameters()``
+    has the gathered tensors, and the optimizer the shards: nothing may change or save either.
+    """
     modules = sharded(root)
+    # within another one, what that has gathered is its own to give back
+    found = any(isinstance(weight, DTensor) for weight in root.parameters())
     hooks: list[tuple[Any, Any]] = []
     for module in modules:
         module.unshard()
@@ -110,8 +120,24 @@ def gathered(root: nn.Module) -> Iterator[None]:
         for all_, before in hooks:
             all_.clear()
             all_.update(before)
-        for module in modules:
-            module.reshard()
+        if found and not keep:
+            reshard(root)
+
+
+def reshard(root: nn.Module) -> None:
+    """Give back what :func:`gathered` has kept."""
+    for module in sharded(root):
+        module.reshard()
+
+
+@contextmanager
+def whole_after_backward(root: Any) -> Iterator[None]:
+    """Weights that are whole stay so after a backward pass, for that of another micro-batch."""
+    root.set_reshard_after_backward(False)
+    try:
+        yield
+    finally:
+        root.set_reshard_after_backward(True)
 
 
 def whole(tensor: Tensor) -> Tensor:
