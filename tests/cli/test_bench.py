@@ -153,6 +153,15 @@ def test_sweeps_of_another_machine_are_not_shown_in_one_table(run_cli: Run, tmp_
     assert "other.json: found size 7b on NVIDIA H200 in float32, wanted size 7b on cpu in" in err
 
 
+def test_what_is_only_shown_is_not_measured(run_cli: Run, tmp_path: Path) -> None:
+    """``--size 7b`` beside ``--from`` was ignored, and so was a sweep."""
+    file = tmp_path / "bench.json"
+    file.write_text(json.dumps(RESULT))
+    code, _, err = run_cli("bench", "--from", file, "--size", "tiny", "--sweep", "group=2")
+    assert code == 2
+    assert "--from: found --size, --sweep, wanted what was measured before" in err
+
+
 def test_what_no_benchmark_wrote_is_refused(run_cli: Run, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"points": []}')
     code, _, err = run_cli("bench", "--from", tmp_path / "other.json")

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omni_grpo_core.errors import ConfigError
 from omni_grpo_core.io.bounded import (
     MAX_DEPTH,
     MAX_DIGITS,
@@ -21,6 +22,7 @@ from omni_grpo_core.io.bounded import (
     read_text,
 )
 from omni_grpo_core.io.bounded_yaml import yaml_value
+from omni_grpo_core.io.console import require_outputs
 
 HOSTILE = {
     "200,000 brackets": ("[" * 200_000, "nested more than 64 deep"),
@@ -163,3 +165,9 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     for read in (json_value, yaml_value):
         with suppress(Unreadable):
             read(text)
+
+
+def test_a_folder_in_place_of_an_output_file_is_called_one(tmp_path: Path) -> None:
+    """It was "a device"."""
+    with pytest.raises(ConfigError, match="found a folder, wanted a free name"):
+        require_outputs(files=[tmp_path])

@@ -32,6 +32,7 @@ class WayOption(StrEnum):
 
 
 def bench(
+    context: typer.Context,
     size: Annotated[
         SizeOption,
         typer.Option(help="The shipped tiny model, or random weights of the 7B's size."),
@@ -129,6 +130,15 @@ def bench(
             write_file(out, f"{json.dumps(result, indent=1)}\n".encode())
 
     if earlier:
+        sources = {p: context.get_parameter_source(p.name or "") for p in context.command.params}
+        given = [p for p, source in sources.items() if source and source.name != "DEFAULT"]
+        showing = ("earlier", "out", "png", "as_json")
+        measuring = [option.opts[0] for option in given if option.name not in showing]
+        if measuring:
+            raise ConfigError(
+                "--from", got=", ".join(measuring), want="what was measured before, as it is",
+                fix="leave one of them out",
+            )  # fmt: skip
         from omni_grpo_core.bench.session import read_results
 
         try:

@@ -176,6 +176,8 @@ def depth_of(text: str) -> int:
 
 def kind_of(mode: int) -> str:
     """What something other than a regular file is, by its mode."""
+    if stat.S_ISDIR(mode):
+        return A_FOLDER
     return A_PIPE if stat.S_ISFIFO(mode) else "a device"
 
 
