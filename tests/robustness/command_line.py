@@ -57,6 +57,8 @@ def commands(of: typer.Typer = app, words: tuple[str, ...] = ()) -> Iterator[Com
 def _options(callback: Any) -> Iterator[Option]:
     hints = typing.get_type_hints(callback, include_extras=True)
     for name, parameter in inspect.signature(callback).parameters.items():
+        if hints[name] is typer.Context:
+            continue
         kind, info = typing.get_args(hints[name])[:2]
         # in an annotation typer takes the first name for a default, and sorts it out later
         given = [one for one in (info.default, *(info.param_decls or ())) if one is not ...]
