@@ -100,6 +100,13 @@ def bench(
     require_outputs(files=[out, png])
     if png is not None:
         require("bench", "matplotlib")
+    if earlier and (measuring := _measuring(context)):
+        raise ConfigError(
+            "--from",
+            got=", ".join(measuring),
+            want="what was measured before, as it is",
+            fix="leave one of them out",
+        )
     kind = cli.dtype_on(device, dtype)
     if rounding and kind == "float32":
         raise ConfigError(
@@ -130,15 +137,6 @@ def bench(
             write_file(out, f"{json.dumps(result, indent=1)}\n".encode())
 
     if earlier:
-        sources = {p: context.get_parameter_source(p.name or "") for p in context.command.params}
-        given = [p for p, source in sources.items() if source and source.name != "DEFAULT"]
-        showing = ("earlier", "out", "png", "as_json")
-        measuring = [option.opts[0] for option in given if option.name not in showing]
-        if measuring:
-            raise ConfigError(
-                "--from", got=", ".join(measuring), want="what was measured before, as it is",
-                fix="leave one of them out",
-            )  # fmt: skip
         from omni_grpo_core.bench.session import read_results
 
         try:
@@ -185,3 +183,13 @@ def bench(
     if png is not None:
         write_file(png, drawn)
     cli.answer(as_json, result, text)
+
+
+def _measuring(context: typer.Context) -> list[str]:
+    """The given options that change nothing where nothing is measured."""
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name and option.name not in ("earlier", "out", "png", "as_json")
+        if (source := context.get_parameter_source(option.name)) and source.name != "DEFAULT"
+    ]
