@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import takewhile
@@ -56,10 +56,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Costs by way and part. ``sampling`` holds towers, prefill and decoding; ``step`` is sampling
-    and update, ``scored_step`` these and a scoring pass of its own. ``held_gib``: weights, and
-    gradients if they stay on the device, which an update of each way holds. ``failed``: by way, the
-    parts that ran out of memory or raised, and how."""
+    """Costs by way and part. ``sampling`` holds towers, prefill and decoding;
+    ``update_without_towers`` is the usual update without a backward pass through them; ``step`` is
+    sampling and update, ``scored_step`` these and a scoring pass of its own. ``held_gib``: weights,
+    and gradients if they stay on the device, which an update of each way holds. ``failed``: by way,
+    the parts that ran out of memory or raised, and how."""
 
     setting: Setting
     prompts: tuple[int, ...]
@@ -197,12 +198,15 @@ class _Bench:
                 for start in range(0, len(rows), size)
             ]
             given = usual.inputs(self.policy, copies)
-            return {
+            parts: dict[str, Callable[[], Any]] = {
                 "towers": lambda: self._towers(way, copies),
                 "sampling": lambda: self._generate(given),
                 "scoring": lambda: [self._score(*chunk) for chunk in chunks],
-                "update": lambda: self._updates(chunks),
+                "update": lambda: self._updates(chunks, mode=usual.training),
             }
+            if self.options.checkpointing:
+                parts["update_without_towers"] = lambda: self._updates(chunks)
+            return parts
         score = self._scorer(way)
         with torch.no_grad():
             embeddings = embed(self.policy, self.batch)
@@ -272,24 +276,29 @@ class _Bench:
             return score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE)
 
     def _updates(
-        self, chunks: Sequence[tuple[Score, slice]], host: HostGradients | None = None
+        self,
+        chunks: Sequence[tuple[Score, slice]],
+        host: HostGradients | None = None,
+        mode: Callable[..., AbstractContextManager[None]] = scoring,
     ) -> None:
         """The gradients of one step, and no earlier ones."""
         self.policy.model.zero_grad(set_to_none=True)
         if host is not None:
             host.drop()
-        with nullcontext() if host is None else host.attached():
+        with (
+            nullcontext() if host is None else host.attached(),
+            mode(self.policy.model, checkpointing=self.options.checkpointing),
+        ):
             for score, chunk in chunks:
                 self._update(score, chunk)
 
     def _update(self, score: Score, chunk: slice) -> None:
         """Forward and backward pass of one on-policy step: the gradient of the clipped loss."""
-        with scoring(self.policy.model, checkpointing=self.options.checkpointing):
-            logprobs = score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE).float()
-            ratio = torch.exp(logprobs - logprobs.detach())
-            terms = ratio * self.advantages[chunk]
-            loss = -terms.sum() / self.ids.numel()
-            torch.autograd.backward(loss)
+        logprobs = score(self.ids[chunk], self.mask[chunk], temperature=TEMPERATURE).float()
+        ratio = torch.exp(logprobs - logprobs.detach())
+        terms = ratio * self.advantages[chunk]
+        loss = -terms.sum() / self.ids.numel()
+        torch.autograd.backward(loss)
 
     # ----------------------------------------------------------------- agreement
 

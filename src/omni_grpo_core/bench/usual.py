@@ -3,11 +3,14 @@ library's own ``generate`` and ``forward``, as public trainers for these models 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from omni_grpo_core.core.dialect import modes_restored
 from omni_grpo_core.core.policy import Policy, library_generate
 from omni_grpo_core.types import Batch
 
@@ -61,3 +64,20 @@ def logprobs(
         for row, chosen in zip(predicting, ids, strict=True)
     ]
     return torch.stack(rows)
+
+
+@contextmanager
+def training(model: Any, *, checkpointing: bool) -> Iterator[None]:
+    """Train mode, with the library's own switch for ``checkpointing``, as ``Trainer`` calls it.
+    From transformers 5 on it makes the inputs of the towers require gradients: the backward pass
+    then goes through every copy of them, although they are frozen."""
+    with modes_restored(model):
+        model.train()
+        if checkpointing:
+            newest = getattr(model, "activation_checkpointing_enable", None)
+            (newest or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            if hasattr(model, "_require_grads_hook"):
+                model.disable_input_require_grads()

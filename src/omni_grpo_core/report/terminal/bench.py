@@ -8,8 +8,15 @@ from typing import Any
 
 WIDTH = 80
 """Of a terminal; tables of three ways are narrower."""
-_PARTS = ("towers", "prefill", "decode", "sampling", "scoring", "update", "step", "scored_step")
-_BOLD = {"step": "**step** (sampling, update)", "scored_step": "step that scores apart"}
+_PARTS = (
+    *("towers", "prefill", "decode", "sampling", "scoring", "update", "update_without_towers"),
+    *("step", "scored_step"),
+)
+_TITLES = {
+    "update_without_towers": "… not back through frozen towers",
+    "step": "**step** (sampling, update)",
+    "scored_step": "step that scores apart",
+}
 _RATIOS = (
     ("step / floor", "times_the_floor", 2),
     ("usual step / step", "faster_than_usual", 2),
@@ -17,7 +24,12 @@ _RATIOS = (
     ("tokens a second, sampling", "tokens_per_second", 0),
     ("tokens a second, step", "step_tokens_per_second", 0),
 )
-_MEMORY = ("sampling", "scoring", "update")
+_MEMORY = {
+    "sampling": "GiB, sampling",
+    "scoring": "GiB, scoring",
+    "update_without_towers": "GiB, update not through towers",
+    "update": "GiB, update",
+}
 
 
 def report(result: Mapping[str, Any]) -> str:
@@ -80,15 +92,15 @@ def rows(found: Mapping[str, Any]) -> list[list[str]]:
         values = [way["seconds"].get(part) for way in ways]
         if any(value is not None for value in values):
             cells = [_number(value, 3) for value in (*values, floor.get(part))]
-            lines.append([_BOLD.get(part, part), *cells])
+            lines.append([_TITLES.get(part, part), *cells])
     for name, key, digits in _RATIOS:
         if any(way[key] is not None for way in ways):
             least = "1" if key == "times_the_floor" else ""
             lines.append([name, *(_number(way[key], digits) for way in ways), least])
-    for part in _MEMORY:
+    for part, title in _MEMORY.items():
         taken = [way["gib"].get(part) for way in ways]
         if any(taken):
-            lines.append([f"GiB, {part}", *(_number(gib, 1) for gib in taken), ""])
+            lines.append([title, *(_number(gib, 1) for gib in taken), ""])
     if any(taken):
         held = [way.get("held_gib") for way in ways]
         beyond = [gib and own and gib - own for gib, own in zip(taken, held, strict=True)]
