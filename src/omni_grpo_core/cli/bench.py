@@ -95,7 +95,7 @@ def bench(
     """Measure a GRPO step: the usual way, the plain step and the fast one, and the floor.
 
     All ways have the same weights, prompts and tokens in one run. An optimizer step is in none of
-    them. With the 7B's size on one H200 all takes five minutes.
+    them. With the 7B's size on one H200 all takes three minutes.
     """
     require_outputs(files=[out, png])
     if png is not None:
